@@ -1,0 +1,145 @@
+"""Names of modalities and meanings of label numbers: the conventions of the field, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modistill.data.regions import Regions
+from modistill.errors import LabelError
+
+__all__ = ["BRATS_REGIONS", "LabelConvention", "conventions", "guess_convention", "modality_name"]
+
+_ALIASES: Mapping[str, tuple[str, ...]] = {
+    "t1": ("t1", "t1n", "t1w", "t1pre"),
+    "t1ce": ("t1ce", "t1c", "t1gd", "t1post", "t1km", "t1wce", "cet1", "cet1w"),
+    "t2": ("t2", "t2w"),
+    "flair": ("flair", "t2f", "fla", "fl", "flr", "t2flair", "flairw"),
+    "ct": ("ct",),
+    "mr": ("mr", "mri"),
+}
+_CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in aliases}
+
+
+def modality_name(text: str) -> str:
+    """The canonical name of a modality; names that are not known stay as they are, in lower case.
+
+    Example:
+        >>> [modality_name(text) for text in ("T1c", "t2-FLAIR", "t1n", "pet")]
+        ['t1ce', 'flair', 't1', 'pet']
+    """
+    plain = "".join(letter for letter in text.lower() if letter.isalnum())
+    return _CANONICAL.get(plain, text.lower())
+
+
+@dataclass(frozen=True)
+class LabelConvention:
+    """What the numbers in a label map mean.
+
+    Attributes:
+        name: as given on the command line and stored in plans and models.
+        values: class name -> number in the files. The order of the classes is that of the network's outputs 1, 2, 3 ...
+            (0 is the background).
+        unions: region name -> class names.
+    """
+
+    name: str
+    values: Mapping[str, int]
+    unions: Mapping[str, tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
+        object.__setattr__(self, "unions", MappingProxyType(dict(self.unions)))
+
+    @property
+    def regions(self) -> Regions:
+        """The regions, over the numbers in the files."""
+        return Regions({region: {self.values[name] for name in names} for region, names in self.unions.items()})
+
+    @property
+    def class_regions(self) -> Regions:
+        """The regions, over class indices 1, 2, 3 ... (what prepared cases and networks hold)."""
+        order = list(self.values)
+        return Regions({region: {order.index(name) + 1 for name in names} for region, names in self.unions.items()})
+
+    def check(self, labels: NDArray[np.generic]) -> None:
+        """Refuse a label map with fractions or with values that this convention does not have.
+
+        Raises:
+            LabelError: naming the values and how many voxels hold them.
+        """
+        found, counts = np.unique(labels, return_counts=True)
+        if not np.isfinite(found.astype(np.float64)).all():
+            raise LabelError("the label map holds NaN or infinite values", remedy="repair the label map")
+        fractions = found != np.round(found.astype(np.float64))
+        if fractions.any():
+            raise LabelError(
+                f"{int(counts[fractions].sum())} voxels hold fractions such as {float(found[fractions][0]):g}",
+                remedy="resample label maps with nearest neighbour",
+            )
+        foreign = ~np.isin(found, [0, *self.values.values()])
+        if foreign.any():
+            listed = ", ".join(f"{int(v)} ({n} voxels)" for v, n in zip(found[foreign][:8], counts[foreign][:8], strict=True))
+            fitting = [other.name for other in conventions.values() if other.fits(found)]
+            remedy = f"these values fit {', '.join(fitting)}" if fitting else "check the label map"
+            raise LabelError(f"label values outside {self.name}: {listed}", remedy=remedy)
+
+    def fits(self, values: Iterable[object]) -> bool:
+        """Whether all these values (0 aside) belong to the convention."""
+        return set(map(float, values)) <= {0.0, *map(float, self.values.values())}  # type: ignore[arg-type]
+
+    def to_classes(self, labels: NDArray[np.generic]) -> NDArray[np.uint8]:
+        """Numbers of the files -> class indices 0, 1, 2 ... (checked first)."""
+        self.check(labels)
+        classes = np.zeros(labels.shape, dtype=np.uint8)
+        for index, value in enumerate(self.values.values(), start=1):
+            classes[labels == value] = index
+        return classes
+
+    def from_classes(self, classes: NDArray[np.generic]) -> NDArray[np.uint8]:
+        """Class indices 0, 1, 2 ... -> numbers of the files."""
+        table = np.array([0, *self.values.values()], dtype=np.uint8)
+        return table[classes.astype(np.intp)]
+
+
+BRATS_REGIONS: Mapping[str, tuple[str, ...]] = {"WT": ("NCR", "ED", "ET"), "TC": ("NCR", "ET"), "ET": ("ET",)}
+
+conventions: Mapping[str, LabelConvention] = {
+    convention.name: convention
+    for convention in (
+        LabelConvention("brats2021", {"NCR": 1, "ED": 2, "ET": 4}, BRATS_REGIONS),
+        LabelConvention("brats2023", {"NCR": 1, "ED": 2, "ET": 3}, BRATS_REGIONS),
+        LabelConvention("brats2024", {"NCR": 1, "ED": 2, "ET": 3, "RC": 4}, BRATS_REGIONS),
+        LabelConvention("msd_task01", {"NCR": 2, "ED": 1, "ET": 3}, BRATS_REGIONS),
+        LabelConvention("nnunet_brats", {"NCR": 2, "ED": 1, "ET": 3}, BRATS_REGIONS),
+    )
+}
+
+
+def guess_convention(values: Iterable[float], hint: str | None = None) -> LabelConvention:
+    """The convention of a cohort, from all label values found in it.
+
+    Args:
+        values: label values found, over all cases.
+        hint: what the layout says (file names of BraTS 2023, a dataset.json of MSD); taken when it fits.
+
+    Raises:
+        LabelError: no convention fits, or several do and nothing decides between them.
+    """
+    found = sorted({float(value) for value in values} - {0.0})
+    if hint is not None and conventions[hint].fits(found):
+        return conventions[hint]
+    if 4.0 in found and 3.0 not in found and conventions["brats2021"].fits(found):
+        return conventions["brats2021"]
+    fitting = [convention for convention in conventions.values() if convention.fits(found)]
+    text = ", ".join(f"{value:g}" for value in found) or "none"
+    if not fitting:
+        raise LabelError(f"label values {text} fit no known convention", remedy=f"known: {', '.join(conventions)}")
+    raise LabelError(
+        f"label values {text} fit {', '.join(convention.name for convention in fitting)}",
+        remedy="say which with --labels",
+    )
