@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import ClassVar, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from modistill.data.batch import Batch
 
-__all__ = ["Method", "OptimizerFactory", "Terms", "Turn", "nested"]
+__all__ = ["Method", "OptimizerFactory", "Terms", "Turn", "frozen", "nested"]
 
 Terms: TypeAlias = Mapping[str, Tensor]
 Turn: TypeAlias = tuple[str, Terms]
@@ -24,19 +24,29 @@ class Method(nn.Module):
     Attributes:
         players: path of a submodule -> how it is optimised (a call from parameters to an optimiser). What is not listed here
             never learns.
-        deployed: path of the submodule that `segment` needs; only its weights go into `model.safetensors`.
-        modalities: what `losses` reads from a batch, in channel order.
-        available: what `segment` reads, in channel order: the modalities a patient must have.
+        reads: path of a network -> names of the modalities it reads, in channel order. These are also the networks that can
+            start from the weights of another run (`start_from` in a recipe).
+        deployed: path of the network that `segment` uses; only its weights go into `model.safetensors`.
     """
 
     players: Mapping[str, OptimizerFactory]
+    reads: Mapping[str, tuple[str, ...]]
     deployed: ClassVar[str]
-    modalities: tuple[str, ...]
-    available: tuple[str, ...]
+
+    @property
+    def available(self) -> tuple[str, ...]:
+        """What a patient must have, in the channel order of `segment`."""
+        return self.reads[self.deployed]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What a training case must have: everything that any network reads, the most informed network's order first."""
+        longest = max(self.reads.values(), key=len)
+        return tuple(dict.fromkeys([*longest, *(name for names in self.reads.values() for name in names)]))
 
     @abstractmethod
     def losses(self, batch: Batch) -> Iterator[Turn]:
-        """Play one round: each `yield` names who learns and from which terms (finite scalars, summed).
+        """Play one round: each `yield` names who learns and from which terms (scalars, summed).
 
         The engine updates that player before the next line runs. Two rules: a decision taken from data goes through
         `modistill.distributed.rank_mean`, so that all ranks take the same turns; and no `yield` inside a `with`.
@@ -48,5 +58,28 @@ class Method(nn.Module):
 
 
 def nested(name: str, players: Mapping[str, OptimizerFactory]) -> dict[str, OptimizerFactory]:
-    """The players of a part, addressed from the whole: `nested("translation", translation.players)`."""
+    """The players of a part, addressed from the whole.
+
+    Example:
+        >>> list(nested("translation", {"generator": torch.optim.Adam}))
+        ['translation.generator']
+    """
     return {f"{name}.{player}": factory for player, factory in players.items()}
+
+
+def frozen(network: nn.Module) -> Any:
+    """The same network, never to learn again (its dropout still follows train and eval mode)."""
+    return network.requires_grad_(False)
+
+
+def class_weights_buffer(weights: Sequence[float] | None, classes: int) -> Tensor:
+    """(C,) float class weights; ones where none are given.
+
+    Raises:
+        ValueError: their number is not `classes`, or one is not positive.
+    """
+    if weights is None:
+        return torch.ones(classes)
+    if len(weights) != classes or min(weights) <= 0:
+        raise ValueError(f"class_weights needs {classes} positive numbers, it has {list(weights)}")
+    return torch.tensor(list(weights), dtype=torch.float32)

@@ -1,0 +1,36 @@
+"""What several ranks agree on. Without a process group each function is the identity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, distributed, nn
+
+__all__ = ["average_gradients", "rank_mean"]
+
+
+def _world() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank_mean(value: Tensor) -> float:
+    """Mean of a scalar over all ranks: what a decision that every rank must take alike has to rest on."""
+    mean = value.detach().float().clone()
+    if (world := _world()) > 1:
+        distributed.all_reduce(mean)
+        mean /= world
+    return float(mean)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the ranks, in one message."""
+    if (world := _world()) == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    message = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    distributed.all_reduce(message)
+    message /= world
+    parts = message.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))

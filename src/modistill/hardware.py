@@ -1,0 +1,65 @@
+"""What the machine can do: devices, precisions, memory allocation."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Literal
+
+import torch
+
+from modistill.errors import RecipeError
+
+__all__ = ["pick_device", "pick_precision", "tune_allocator"]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this name; "auto" is the first GPU, else Apple's, else the CPU.
+
+    Raises:
+        RecipeError: there is no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RecipeError(f"no device {name!r}", remedy="auto, cpu, cuda, cuda:1, mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RecipeError(f"no device {name}: {torch.cuda.device_count()} CUDA devices are visible", remedy="--device auto")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise RecipeError("no device mps on this machine", remedy="--device auto")
+    if device.type not in {"cpu", "cuda", "mps"}:
+        raise RecipeError(f"no device {name!r}", remedy="auto, cpu, cuda, cuda:1, mps")
+    return device
+
+
+def pick_precision(device: torch.device) -> Literal["32", "bf16-mixed"]:
+    """bf16-mixed where the hardware multiplies bf16 numbers natively, else 32.
+
+    On a CPU without AVX512-BF16 or AMX bf16 is emulated and slower than fp32.
+    """
+    if device.type == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+    if device.type == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return "bf16-mixed" if native else "32"
+    return "32"
+
+
+def tune_allocator() -> None:
+    """Keep freed memory for the next large tensor instead of giving it back to the kernel (glibc only; else nothing).
+
+    Volumes are allocated and freed at every layer; by default each such block is a fresh mapping whose pages fault one by one.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    trim_threshold, mmap_threshold, largest = -1, -3, 2**31 - 1
+    try:
+        library = ctypes.CDLL(None)
+        library.mallopt(mmap_threshold, largest)
+        library.mallopt(trim_threshold, largest)
+    except (OSError, AttributeError):
+        return

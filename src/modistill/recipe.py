@@ -1,0 +1,243 @@
+"""Recipes: one YAML file an experiment, checked strictly, with the constructors themselves as the schema of what they take."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from modistill.errors import RecipeError
+from modistill.files import write_text
+
+__all__ = [
+    "Data",
+    "Inference",
+    "MethodChoice",
+    "Recipe",
+    "Sampling",
+    "build",
+    "check",
+    "load_recipe",
+    "recipe_names",
+    "save_recipe",
+    "takes",
+]
+
+Schema = TypeVar("Schema", bound=BaseModel)
+Built = TypeVar("Built")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(_Section):
+    """What is prepared. Two recipes with equal `data` sections share one prepared cohort.
+
+    Attributes:
+        modalities: all of the training cohort, in channel order.
+        available: those that exist at test time; mask, crop and their own intensities come from these alone. None: all.
+        normalisation: "zscore" (inside the brain) or "hadnet" (z-score, clipped at +3, scaled to [0, 1]).
+        spacing_mm: voxel size to resample to; None keeps every case's own.
+        size: pad every case to this many voxels (D, H, W); None keeps the crop.
+    """
+
+    modalities: tuple[str, ...] = Field(min_length=1)
+    available: tuple[str, ...] | None = None
+    normalisation: Literal["zscore", "hadnet"] = "zscore"
+    spacing_mm: tuple[float, float, float] | None = None
+    size: tuple[int, int, int] | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> Data:
+        foreign = [name for name in self.available or () if name not in self.modalities]
+        if foreign:
+            raise ValueError(f"available holds {', '.join(foreign)}, which modalities lack")
+        return self
+
+
+class Sampling(_Section):
+    """How batches are drawn from the prepared cases.
+
+    Attributes:
+        batch_size: samples a step.
+        patch_size: voxels (D, H, W) of a sample; None for whole cases.
+        samples_per_case: patches drawn from each case in an epoch.
+        foreground_fraction: share of the patches that are centred on foreground.
+        augmentation: "none", "hadnet" (flip and small affine, as in its pre-training) or "standard".
+        workers: threads that read ahead.
+    """
+
+    batch_size: int = Field(1, ge=1)
+    patch_size: tuple[int, int, int] | None = None
+    samples_per_case: int = Field(1, ge=1)
+    foreground_fraction: float = Field(0.33, ge=0, le=1)
+    augmentation: Literal["none", "hadnet", "standard"] = "none"
+    workers: int = Field(2, ge=0)
+
+
+class Inference(_Section):
+    """How whole cases are segmented, in validation and by `modistill predict`.
+
+    Attributes:
+        window: voxels (D, H, W) of a sliding window; None for the whole case in one pass.
+        overlap: of neighbouring windows.
+        mirror: axes (0, 1, 2) over which predictions are mirrored and averaged.
+    """
+
+    window: tuple[int, int, int] | None = None
+    overlap: float = Field(0.5, ge=0, lt=1)
+    mirror: tuple[Literal[0, 1, 2], ...] = ()
+
+
+class MethodChoice(BaseModel):
+    """Name of a method and arguments of its constructor."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.model_extra or {})
+
+
+class Recipe(_Section):
+    """One experiment.
+
+    Attributes:
+        about: a line for people.
+        start_from: path of a network of the method -> run folder whose deployed weights it starts with.
+        training: see `modistill.training.TrainingSettings`.
+    """
+
+    about: str = ""
+    data: Data
+    method: MethodChoice
+    start_from: dict[str, str] = {}
+    sampling: Sampling = Sampling()
+    training: dict[str, Any] = {}
+    inference: Inference = Inference()
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: a YAML file, or the name of a recipe that comes with the package ("demo/had_net").
+        overrides: "section.key=value" each, the value in YAML.
+
+    Raises:
+        RecipeError: the file or a key is wrong; the message names it and the nearest known one.
+    """
+    place = _find(Path(path))
+    try:
+        content = yaml.safe_load(place.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"cannot be read: {' '.join(str(error).split())[:200]}", file=place) from error
+    if not isinstance(content, dict):
+        raise RecipeError("holds no sections", file=place, remedy="see the recipes that come with the package")
+    for override in overrides:
+        _override(content, override)
+    return check(Recipe, content, place)
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the recipe with every default spelled out."""
+    write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=None))
+
+
+def check(schema: type[Schema], content: Any, place: Path | str) -> Schema:
+    """Content as an instance of a schema, or a `RecipeError` that names the first wrong key."""
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        keys = [str(key) for key in first["loc"]]
+        if first["type"] == "extra_forbidden":
+            raise RecipeError(f"unknown key {'.'.join(keys)}", file=place, remedy=_near(keys[-1], _keys(schema, keys))) from error
+        reason = first["msg"].removeprefix("Value error, ")
+        found = "" if first["type"] == "missing" else f", found {first['input']!r}"[:80]
+        raise RecipeError(f"{'.'.join(keys) or 'recipe'}: {reason}{found}", file=place) from error
+
+
+def build(constructor: Callable[..., Built], arguments: Mapping[str, Any], section: str) -> Built:
+    """Call a constructor with arguments from a recipe, each checked against its annotation.
+
+    Raises:
+        RecipeError: an argument is unknown, missing, of another type, or refused by the constructor.
+    """
+    signature = inspect.signature(constructor)
+    hints = get_type_hints(constructor.__init__ if isinstance(constructor, type) else constructor)
+    checked: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name not in signature.parameters:
+            raise RecipeError(f"unknown key {section}.{name}", remedy=_near(name, signature.parameters))
+        try:
+            checked[name] = TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            raise RecipeError(f"{section}.{name}: {error.errors()[0]['msg']}, found {value!r}") from error
+    try:
+        return constructor(**checked)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{section}: {error}") from error
+
+
+def takes(constructor: Callable[..., Any], name: str) -> bool:
+    """Whether a constructor has this argument."""
+    return name in inspect.signature(constructor).parameters
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Names of the recipes that come with the package."""
+    root = _shipped()
+    return tuple(sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml")))
+
+
+def _shipped() -> Path:
+    return Path(__file__).parent / "recipes"
+
+
+def _find(path: Path) -> Path:
+    if path.is_file():
+        return path
+    shipped = _shipped() / f"{path}.yaml"
+    if shipped.is_file():
+        return shipped
+    raise RecipeError("there is no such recipe", file=path, remedy=_near(str(path), recipe_names()))
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    keys, separator, text = override.partition("=")
+    if not separator:
+        raise RecipeError(f"--set {override}", remedy="write section.key=value")
+    *path, last = keys.strip().split(".")
+    place: Any = content
+    for key in path:
+        place = place.setdefault(key, {})
+        if not isinstance(place, dict):
+            raise RecipeError(f"--set {override}: {key} is no section")
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override}: the value is no YAML") from error
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+
+
+def _keys(schema: type[BaseModel], keys: Sequence[str]) -> list[str]:
+    for key in keys[:-1]:
+        annotation = schema.model_fields[key].annotation if key in schema.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        schema = annotation
+    return list(schema.model_fields)

@@ -1,0 +1,195 @@
+"""What every method must do. Nothing here knows a method by name; a new file in `methods/` is tested the day it appears."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import subprocess
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from samples import RandomBatches, leave_out
+from modistill.methods import load_method, method_names
+from modistill.methods.base import Method
+from modistill.training import TrainingSettings, fit
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+METHODS = pytest.mark.parametrize("name", method_names())
+SMALL = {"width": 2, "classes": 4}
+
+
+def make(name: str, seed: int = 0, **arguments: Any) -> Method:
+    """The method with its defaults, at tiny width."""
+    method = load_method(name)
+    known = inspect.signature(method).parameters
+    torch.manual_seed(seed)
+    return method(**{key: value for key, value in {**SMALL, **arguments}.items() if key in known})
+
+
+def noise(method: Method, **arguments: Any) -> RandomBatches:
+    return RandomBatches(method.modalities, method.available, **arguments)
+
+
+def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def example(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def settings(**arguments: Any) -> TrainingSettings:
+    return TrainingSettings(precision="32", checkpoint_minutes=60, **arguments)
+
+
+@METHODS
+@pytest.mark.parametrize("dims", [2, 3])
+def test_every_player_learns_from_named_finite_terms_and_changes_nobody_else(name: str, dims: int) -> None:
+    method = make(name, dims=dims).train()
+    optimizers = {player: how(list(method.get_submodule(player).parameters())) for player, how in method.players.items()}
+    lines = inspect.getmodule(type(method)).__doc__.splitlines()
+    played = set()
+    batches = noise(method, size=(32,) * dims, count=6)
+    for position in range(6):
+        for player, terms in method.losses(batches.batch(0, position)):
+            played.add(player)
+            for term, value in terms.items():
+                assert value.shape == (), f"{player}/{term} is no scalar"
+                assert torch.isfinite(value), f"{player}/{term} is {value}"
+                described = [line for line in lines if f"{player}/{term} " in line]
+                assert described, f"{player}/{term} is not named in the module docstring"
+                assert any("Eq" in line or "=" in line for line in described), f"{player}/{term} stands beside no equation"
+            before = {key: value for key, value in weights(method).items() if not key.startswith(f"{player}.")}
+            own = weights(method.get_submodule(player))
+            optimizers[player].zero_grad()
+            sum(terms.values()).backward(inputs=list(method.get_submodule(player).parameters()))
+            optimizers[player].step()
+            after = weights(method)
+            assert equal(before, {key: after[key] for key in before}), f"the turn of {player} changed somebody else"
+            assert not equal(own, weights(method.get_submodule(player))), f"the turn of {player} changed nothing"
+    assert played == set(method.players)
+
+
+@METHODS
+def test_the_docstring_cites_the_paper_and_lists_what_differs(name: str) -> None:
+    text = inspect.getmodule(load_method(name)).__doc__
+    assert "http" in text
+    assert "Differs from" in text
+
+
+@METHODS
+@pytest.mark.parametrize("size", [(32, 32, 32), (33, 37, 35), (17, 45)])
+def test_segment_gives_the_same_for_a_batch_and_its_parts(name: str, size: tuple[int, ...]) -> None:
+    method = make(name, dims=len(size)).eval()
+    batch = noise(method, size=size, batch_size=3).batch(0, 0)
+    with torch.inference_mode():
+        whole = method.segment(batch.available)
+        parts = torch.cat([method.segment(part[None]) for part in batch.available])
+    assert whole.shape == (3, SMALL["classes"], *size)
+    torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
+
+
+@METHODS
+@pytest.mark.parametrize("garbage", [0.0, 1e6, float("nan")])
+def test_leak_what_stands_in_a_missing_channel_changes_no_bit(name: str, garbage: float) -> None:
+    method = make(name).eval()
+    batch = noise(method).batch(0, 0)
+    missing = tuple(modality for modality in method.modalities if modality not in method.available)
+    with torch.inference_mode():
+        assert torch.equal(method.segment(batch.available), method.segment(leave_out(batch, missing, garbage).available))
+
+
+@METHODS
+def test_interrupted_and_resumed_equals_uninterrupted(name: str, tmp_path: Path) -> None:
+    whole = make(name)
+    fit(whole, noise(whole), tmp_path / "whole", settings(epochs=3))
+    first = make(name)
+    fit(first, noise(first), tmp_path / "parts", settings(epochs=1))
+    second = make(name, seed=1)
+    fit(second, noise(second), tmp_path / "parts", settings(epochs=3), resume=True)
+    assert equal(weights(whole), weights(second))
+    logs = [(tmp_path / part / "log.csv").read_text() for part in ("whole", "parts")]
+    values = [[line.split(",")[3:] for line in log.splitlines()] for log in logs]
+    assert values[0] == values[1]
+
+
+@METHODS
+def test_fit_a_plain_loop_and_lightning_give_the_same_weights(name: str, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning warns of what it would do by itself
+        import pytorch_lightning as lightning
+
+        adapter = example("lightning_adapter").LightningAdapter(make(name, dropout=0.0))
+        data = [noise(adapter.method).batch(0, position) for position in range(2)]
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", devices=1, default_root_dir=tmp_path, **quiet)
+        trainer.fit(adapter, torch.utils.data.DataLoader(data, batch_size=None))
+    fitted = make(name, dropout=0.0)
+    fit(fitted, noise(fitted), tmp_path, settings(epochs=1))
+    plain = make(name, dropout=0.0)
+    example("plain_loop").train(plain, data)
+    assert equal(weights(plain), weights(fitted))
+    assert equal(weights(plain), weights(adapter.method))
+
+
+RANKS = """
+    import sys, warnings
+    from pathlib import Path
+    warnings.simplefilter("ignore")
+    import torch
+    from safetensors.torch import save_file
+    from test_contract import make, noise, settings
+    from modistill.training import fit
+
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    method = make(name, dropout=0.0)
+    fit(method, noise(method, batch_size=2), folder / "run", settings(epochs=1), validate=lambda _: {"score": 0.5})
+    if torch.distributed.get_rank() == 0:
+        save_file(method.state_dict(), folder / "ranks.safetensors")
+"""
+
+
+@METHODS
+def test_two_ranks_equal_one(name: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    script = tmp_path / "ranks.py"
+    script.write_text(textwrap.dedent(RANKS))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launcher, str(script), name, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    method = make(name, dropout=0.0)
+    fit(method, noise(method, batch_size=2), tmp_path / "one", settings(epochs=1), validate=lambda _: {"score": 0.5})
+    ranks = load_file(tmp_path / "ranks.safetensors")
+    for key, value in weights(method).items():
+        torch.testing.assert_close(ranks[key], value, rtol=1e-4, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@METHODS
+@pytest.mark.slow
+def test_it_overfits_one_case(name: str, tmp_path: Path) -> None:
+    method = make(name, width=8, dropout=0.0, lr=2e-3)
+    batches = RandomBatches(method.modalities, method.available, count=80)
+    batches.__class__._sample = lambda self, epoch, position, index: RandomBatches._sample(self, 0, 0, 0)
+    fit(method, batches, tmp_path, settings(epochs=2))
+    batch = batches.batch(0, 0)
+    with torch.inference_mode():
+        found = method.eval().segment(batch.available).argmax(1)
+    assert (found == batch.labels).float().mean() > 0.97
