@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from samples import RandomBatches, leave_out
 from modistill.methods import load_method, method_names
 from modistill.methods.base import Method
 from modistill.training import TrainingSettings, fit
+from samples import RandomBatches, leave_out
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 METHODS = pytest.mark.parametrize("name", method_names())
@@ -100,7 +100,7 @@ def test_segment_gives_the_same_for_a_batch_and_its_parts(name: str, size: tuple
         whole = method.segment(batch.available)
         parts = torch.cat([method.segment(part[None]) for part in batch.available])
     assert whole.shape == (3, SMALL["classes"], *size)
-    torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(whole, parts, rtol=1e-3, atol=5e-4)
 
 
 @METHODS

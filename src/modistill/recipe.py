@@ -160,7 +160,9 @@ def check(schema: type[Schema], content: Any, place: Path | str) -> Schema:
         first = error.errors()[0]
         keys = [str(key) for key in first["loc"]]
         if first["type"] == "extra_forbidden":
-            raise RecipeError(f"unknown key {'.'.join(keys)}", file=place, remedy=_near(keys[-1], _keys(schema, keys))) from error
+            raise RecipeError(
+                f"unknown key {'.'.join(keys)}", file=place, remedy=_near(keys[-1], _keys(schema, keys))
+            ) from error
         reason = first["msg"].removeprefix("Value error, ")
         found = "" if first["type"] == "missing" else f", found {first['input']!r}"[:80]
         raise RecipeError(f"{'.'.join(keys) or 'recipe'}: {reason}{found}", file=place) from error

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -286,7 +287,9 @@ class _Run:
             with torch.inference_mode(), self.fabric.autocast():
                 numbers = dict(validate(self.method))
             self.method.train()
-        score = rank_mean(torch.tensor(numbers["score"], device=self.fabric.device)) * self.fabric.world_size
+        score = numbers["score"]
+        if self.fabric.world_size > 1:
+            score = rank_mean(torch.tensor(score, device=self.fabric.device)) * self.fabric.world_size
         for schedule in self.schedules.values():
             schedule.step(score)
         if self.state.best is None or score >= self.state.best:
@@ -303,9 +306,7 @@ class _Run:
             self.report(Status(state.epoch, self.settings.epochs, state.batch, len(self.batches), values, state.best))
 
 
-def play(
-    method: Method, batch: Batch, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-) -> Iterator[Turn]:
+def play(method: Method, batch: Batch, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Iterator[Turn]:
     """The turns of a method over one batch, each computed under `autocast` (entered around each resumption, so that an
     update between two turns never meets weights that autocast had already rounded)."""
     turns = method.losses(batch)
@@ -347,9 +348,13 @@ def launch(settings: TrainingSettings, device: str, loggers: Sequence[Any] = ())
 def _schedules(optimizers: Mapping[str, Any], settings: TrainingSettings) -> dict[str, Any]:
     if settings.plateau is None:
         return {}
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
-    how = {"mode": "max", "factor": settings.plateau.factor, "patience": settings.plateau.patience}
-    return {name: plateau(optimizer.optimizer, **how) for name, optimizer in optimizers.items()}
+    plateau = partial(
+        torch.optim.lr_scheduler.ReduceLROnPlateau,
+        mode="max",
+        factor=settings.plateau.factor,
+        patience=settings.plateau.patience,
+    )
+    return {name: plateau(optimizer.optimizer) for name, optimizer in optimizers.items()}
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

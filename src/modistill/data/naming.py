@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -12,7 +13,15 @@ from numpy.typing import NDArray
 from modistill.data.regions import Regions
 from modistill.errors import LabelError
 
-__all__ = ["BRATS_REGIONS", "LabelConvention", "conventions", "guess_convention", "modality_name"]
+__all__ = [
+    "BRATS_REGIONS",
+    "LabelConvention",
+    "conventions",
+    "count_labels",
+    "guess_convention",
+    "known_modality",
+    "modality_name",
+]
 
 _ALIASES: Mapping[str, tuple[str, ...]] = {
     "t1": ("t1", "t1n", "t1w", "t1pre"),
@@ -25,6 +34,16 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
 _CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in aliases}
 
 
+def known_modality(text: str) -> str | None:
+    """The canonical name of a modality, None if the field has no such name.
+
+    Example:
+        >>> known_modality("T1-Gd"), known_modality("seg")
+        ('t1ce', None)
+    """
+    return _CANONICAL.get("".join(letter for letter in text.lower() if letter.isalnum()))
+
+
 def modality_name(text: str) -> str:
     """The canonical name of a modality; names that are not known stay as they are, in lower case.
 
@@ -32,8 +51,21 @@ def modality_name(text: str) -> str:
         >>> [modality_name(text) for text in ("T1c", "t2-FLAIR", "t1n", "pet")]
         ['t1ce', 'flair', 't1', 'pet']
     """
-    plain = "".join(letter for letter in text.lower() if letter.isalnum())
-    return _CANONICAL.get(plain, text.lower())
+    return known_modality(text) or text.lower()
+
+
+def count_labels(labels: NDArray[np.generic]) -> dict[float, int]:
+    """How many voxels hold each value, ascending. Small whole numbers are counted without sorting.
+
+    Example:
+        >>> count_labels(np.array([4, 0, 0, 1]))
+        {0.0: 2, 1.0: 1, 4.0: 1}
+    """
+    if labels.dtype.kind in "iub" and labels.size and int(labels.min()) >= 0 and int(labels.max()) < 1 << 16:
+        counts = np.bincount(labels.ravel())
+        return {float(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    values, numbers = np.unique(labels, return_counts=True)
+    return {float(value): int(number) for value, number in zip(values, numbers, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -72,21 +104,27 @@ class LabelConvention:
         Raises:
             LabelError: naming the values and how many voxels hold them.
         """
-        found, counts = np.unique(labels, return_counts=True)
-        if not np.isfinite(found.astype(np.float64)).all():
+        self.check_counts(count_labels(labels))
+
+    def check_counts(self, counts: Mapping[float, int]) -> None:
+        """The same check for values that were counted already (`count_labels`)."""
+        if not all(map(math.isfinite, counts)):
             raise LabelError("the label map holds NaN or infinite values", remedy="repair the label map")
-        fractions = found != np.round(found.astype(np.float64))
-        if fractions.any():
+        fractions = [value for value in counts if value != round(value)]
+        if fractions:
             raise LabelError(
-                f"{int(counts[fractions].sum())} voxels hold fractions such as {float(found[fractions][0]):g}",
+                f"{sum(counts[value] for value in fractions)} voxels hold fractions such as {fractions[0]:g}",
                 remedy="resample label maps with nearest neighbour",
             )
-        foreign = ~np.isin(found, [0, *self.values.values()])
-        if foreign.any():
-            listed = ", ".join(f"{int(v)} ({n} voxels)" for v, n in zip(found[foreign][:8], counts[foreign][:8], strict=True))
-            fitting = [other.name for other in conventions.values() if other.fits(found)]
+        foreign = [value for value in counts if value not in (0, *self.values.values())]
+        if foreign:
+            listed = ", ".join(f"{value:.0f} ({counts[value]} voxels)" for value in foreign[:5])
+            more = f" and {len(foreign) - 5} values more" if len(foreign) > 5 else ""
+            fitting = [other.name for other in conventions.values() if other.fits(counts)]
             remedy = f"these values fit {', '.join(fitting)}" if fitting else "check the label map"
-            raise LabelError(f"label values outside {self.name}: {listed}", remedy=remedy)
+            if len(foreign) > 50:
+                remedy = "this looks like an image under a label map's name"
+            raise LabelError(f"label values outside {self.name}: {listed}{more}", remedy=remedy)
 
     def fits(self, values: Iterable[object]) -> bool:
         """Whether all these values (0 aside) belong to the convention."""

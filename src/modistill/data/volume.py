@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modistill.errors import GeometryError
 
-__all__ = ["Native", "Volume", "require_same_grid", "voxel_sizes_mm"]
+__all__ = ["Native", "Volume", "grid_distance_mm", "require_same_grid", "voxel_sizes_mm"]
 
 
 def voxel_sizes_mm(affine: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -34,13 +35,15 @@ class Native:
         affine: (4, 4) voxel -> mm RAS+ of the file.
         dtype: data type on disk.
         channel: index along the fourth axis, for one sequence of a 4-D file.
+        notes: what the reader found odd in the file and accepted; `inspect` shows it.
     """
 
     path: Path
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
-    dtype: np.dtype
+    dtype: np.dtype[Any]
     channel: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ class Volume:
             raise GeometryError("the affine is singular or not finite", remedy="repair the image header")
         object.__setattr__(self, "affine", affine)
 
+    def __repr__(self) -> str:
+        shape, spacing = ("x".join(f"{size:g}" for size in sizes) for sizes in (self.shape, self.spacing_mm))
+        return f"Volume({shape} {self.voxels.dtype}, {spacing} mm)"
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(D, H, W)."""
@@ -93,6 +100,20 @@ class Volume:
         if voxels.shape != self.voxels.shape:
             raise GeometryError(f"shape {voxels.shape} does not fit the grid {self.voxels.shape}")
         return Volume(voxels, self.affine, self.native)
+
+
+def grid_distance_mm(reference: Volume, other: Volume) -> float:
+    """The largest distance, in mm, between corresponding corners of two grids of one shape.
+
+    Example:
+        >>> moved = np.eye(4)
+        >>> moved[0, 3] = 0.4
+        >>> grid_distance_mm(Volume(np.zeros((4, 4, 4))), Volume(np.zeros((4, 4, 4)), moved))
+        0.4
+    """
+    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in reference.shape], indexing="ij"), axis=-1).reshape(-1, 3)
+    corners = np.concatenate([corners, np.ones((8, 1))], axis=1)
+    return float(np.linalg.norm(corners @ (other.affine - reference.affine).T, axis=1).max())
 
 
 def require_same_grid(
@@ -126,9 +147,7 @@ def require_same_grid(
             f"{other_name} has spacing {sizes[0]} mm, {reference_name} has {sizes[1]} mm",
             remedy=remedy("resample them onto one grid"),
         )
-    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in reference.shape], indexing="ij"), axis=-1).reshape(-1, 3)
-    corners = np.concatenate([corners, np.ones((8, 1))], axis=1)
-    distance = float(np.linalg.norm(corners @ (other.affine - reference.affine).T, axis=1).max())
+    distance = grid_distance_mm(reference, other)
     if distance > tolerance_mm:
         turned = not np.allclose(other.affine[:3, :3], reference.affine[:3, :3], atol=1e-2)
         what = "is turned or flipped" if turned else "is shifted"

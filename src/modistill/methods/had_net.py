@@ -106,18 +106,24 @@ class HADNet(Method):
             t, f_t = self.teacher.with_features(batch.all)
         s, f_s = self.student.with_features(x)
 
-        yield "student", {
-            "segmentation": weighted_cross_entropy(s, y, self.class_weights),
-            "adversarial": self.adversarial_weight * least_squares.real(self.critic(self.shown(s), x, f_s)),
-        }
+        yield (
+            "student",
+            {
+                "segmentation": weighted_cross_entropy(s, y, self.class_weights),
+                "adversarial": self.adversarial_weight * least_squares.real(self.critic(self.shown(s), x, f_s)),
+            },
+        )
 
         on_teacher = self.critic(self.shown(t), x, f_t)
         on_student = self.critic(self.shown(s.detach()), x, f_s.detached())
         if rank_mean(accuracy(on_teacher, on_student)) <= self.critic_rests_above:
-            yield "critic", {
-                "on_teacher": least_squares.real(on_teacher),
-                "on_student": least_squares.fake(on_student),
-            }
+            yield (
+                "critic",
+                {
+                    "on_teacher": least_squares.real(on_teacher),
+                    "on_student": least_squares.fake(on_student),
+                },
+            )
 
     def segment(self, images: Tensor) -> Tensor:
         """The student's logits (B, C, *spatial)."""

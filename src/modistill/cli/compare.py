@@ -1,0 +1,65 @@
+"""`modistill compare`: arms against a control, with paired statistics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from modistill.evaluation.comparison import ComparisonTable
+
+__all__ = ["command"]
+
+
+def command(
+    scores: Annotated[list[Path], typer.Argument(help="Score files that `modistill evaluate` wrote, two or more.")],
+    control: Annotated[str, typer.Option("--control", help="The arm that all others are compared with.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the table: .md, .csv or .json.", show_default="only printed")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="Repeat for several.", show_default="dice, hausdorff95_mm, surface_dice"),
+    ] = None,
+    common: Annotated[bool, typer.Option("--common", help="Compare the cases that all runs share.")] = False,
+    resamples: Annotated[int, typer.Option("--resamples", min=100, help="Of each bootstrap interval.")] = 9999,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of each bootstrap interval.")] = 0,
+) -> None:
+    """Compare runs with a control: mean, SD, median, paired difference with interval, t-test and Wilcoxon after Holm.
+
+    Runs named ARM/SEED are averaged over their seeds, case by case, before they are compared.
+    """
+    from modistill.cli.tables import print_notes, print_table
+    from modistill.errors import FileError
+    from modistill.evaluation.comparison import DEFAULT_METRICS, compare
+    from modistill.evaluation.scores import read_scores
+    from modistill.evaluation.tables import comparison_notes, comparison_tables
+
+    if output is not None and output.suffix not in (".md", ".csv", ".json"):
+        raise FileError("unknown kind of table", file=output, remedy="give a name that ends in .md, .csv or .json")
+    table = compare(
+        [read_scores(path) for path in scores],
+        control,
+        metrics=metric or DEFAULT_METRICS,
+        common=common,
+        resamples=resamples,
+        seed=seed,
+    )
+    for text in comparison_tables(table):
+        print_table(text)
+    print_notes(comparison_notes(table))
+    if output is not None:
+        _write(output, table)
+        print_notes([f"table: {output}"])
+
+
+def _write(path: Path, table: ComparisonTable) -> None:
+    from modistill.evaluation.tables import comparison_csv, comparison_json, comparison_markdown
+    from modistill.files import write_json, write_text
+
+    if path.suffix == ".json":
+        write_json(path, comparison_json(table))
+    else:
+        write_text(path, comparison_csv(table) if path.suffix == ".csv" else comparison_markdown(table))

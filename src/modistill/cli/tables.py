@@ -1,0 +1,35 @@
+"""Tables and notes on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from modistill.evaluation.tables import TextTable
+
+__all__ = ["print_notes", "print_table"]
+
+
+def print_table(table: TextTable) -> None:
+    """Print a table; names stand left, numbers right, so that decimals line up."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    names = sum(name in ("region", "metric", "arm") for name in table.header)
+    for column, name in enumerate(table.header):
+        shown.add_column(name, justify="left" if column < names else "right", no_wrap=column < names)
+    for index, row in enumerate(table.rows):
+        shown.add_row(*row, end_section=index in table.sections)
+    Console().print(shown)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print the small print below a table."""
+    from rich.console import Console
+
+    console = Console()
+    for note in notes:
+        console.print(note, style="dim", markup=False, highlight=False)

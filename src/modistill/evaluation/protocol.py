@@ -1,0 +1,210 @@
+"""The protocol: every rule that a table of scores depends on, in one value that is printed with the table.
+
+Numbers of two tables may be compared only where their protocols are equal, and papers differ in exactly these rules: what an
+empty region counts, which HD95 is meant, how Dice is smoothed. None of them has a right answer; all of them have to be said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modistill.errors import RecipeError, ScoreError
+from modistill.metrics.overlap import dice
+from modistill.metrics.surface import bounding_box, surface_distances
+from modistill.metrics.volume import volume_ml
+
+__all__ = ["METRICS", "Metric", "Protocol", "Status"]
+
+Status: TypeAlias = Literal["measured", "both_empty", "one_empty", "failed"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a column of numbers means.
+
+    Attributes:
+        name: as in score rows.
+        title: as in tables.
+        unit: "" for a share.
+        better: "higher" or "lower"; None for a quantity that is neither good nor bad.
+    """
+
+    name: str
+    title: str
+    unit: str
+    better: Literal["higher", "lower"] | None
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        metric.name: metric
+        for metric in (
+            Metric("dice", "Dice", "", "higher"),
+            Metric("hausdorff95_mm", "HD95", "mm", "lower"),
+            Metric("surface_dice", "surface Dice", "", "higher"),
+            Metric("volume_ml", "volume", "ml", None),
+            Metric("volume_error_ml", "volume error", "ml", "lower"),
+        )
+    }
+)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The rules of one evaluation.
+
+    Attributes:
+        both_empty: what a region counts that neither the reference nor the prediction has. "perfect": Dice 1, surface Dice 1,
+            HD95 0 (BraTS); "undefined": no value, counted beside the mean.
+        penalty_mm: HD95 where exactly one of the two is empty (Dice and surface Dice are 0). 373.13 mm is the diagonal of a
+            BraTS volume, used by its servers; `inf` is the distance itself. Choose it larger than any distance your images
+            allow, else missing a tumour is cheaper than finding it badly.
+        hausdorff95: "directed_max" (MONAI, DeepMind, BraTS) or "pooled" (MedPy); see `modistill.metrics.surface`.
+        tolerance_mm: of the surface Dice.
+        dice: "brats", 2I / (P + G), or "smooth1", (2I + 1) / (P + G + 1), as HAD-Net's validation, where `n` false voxels on an
+            empty reference still count 1 / (n + 1).
+        et_minimum_voxels: a predicted enhancing tumour (region ET) below this size counts as none; 0 leaves all. (500 is
+            usual where papers do this.)
+
+    Raises:
+        RecipeError: a value outside these.
+
+    A case without a usable prediction *failed*: Dice 0, surface Dice 0, HD95 the penalty, in every region, whatever the
+    reference holds; so a failed case never improves a mean.
+    """
+
+    both_empty: Literal["perfect", "undefined"] = "perfect"
+    penalty_mm: float = 373.13
+    hausdorff95: Literal["directed_max", "pooled"] = "directed_max"
+    tolerance_mm: float = 1.0
+    dice: Literal["brats", "smooth1"] = "brats"
+    et_minimum_voxels: int = 0
+
+    def __post_init__(self) -> None:
+        choices = {
+            "both_empty": ("perfect", "undefined"),
+            "hausdorff95": ("directed_max", "pooled"),
+            "dice": ("brats", "smooth1"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise RecipeError(f"protocol: {name} is {getattr(self, name)!r}", remedy=f"choose {' or '.join(allowed)}")
+        if not self.penalty_mm > 0:
+            raise RecipeError(f"protocol: penalty_mm is {self.penalty_mm}", remedy="give millimetres above 0, or inf")
+        if not (self.tolerance_mm >= 0 and math.isfinite(self.tolerance_mm)):
+            raise RecipeError(f"protocol: tolerance_mm is {self.tolerance_mm}", remedy="give millimetres, 0 or more")
+        if self.et_minimum_voxels < 0:
+            raise RecipeError(f"protocol: et_minimum_voxels is {self.et_minimum_voxels}", remedy="give 0 or more")
+
+    def describe(self) -> tuple[str, ...]:
+        """The rules in words, one line each, as printed below every table."""
+        smooth = self.dice == "smooth1"
+        both = "Dice 1, surface Dice 1, HD95 0 mm" if self.both_empty == "perfect" else "undefined, left out and counted"
+        percentile = {
+            "directed_max": "larger of the two directed 95th percentiles",
+            "pooled": "95th percentile of both directions",
+        }
+        threshold = f"below {self.et_minimum_voxels} voxels counts as none" if self.et_minimum_voxels else "kept at any size"
+        return (
+            f"Dice: {'(2I + 1) / (P + G + 1)' if smooth else '2I / (P + G)'}",
+            f"HD95: {percentile[self.hausdorff95]}, boundary voxels",
+            f"surface Dice: share of boundary voxels within {self.tolerance_mm:g} mm",
+            f"empty in prediction and reference: {both}",
+            f"empty in one: Dice {'1 / (n + 1) for n voxels' if smooth else '0'}, surface Dice 0, HD95 {self.penalty_mm:g} mm",
+            f"no usable prediction (failed): Dice 0, surface Dice 0, HD95 {self.penalty_mm:g} mm in every region",
+            f"predicted ET: {threshold}",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; an infinite penalty becomes the text "inf", as JSON has none."""
+        content = asdict(self)
+        if math.isinf(self.penalty_mm):
+            content["penalty_mm"] = "inf"
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Protocol:
+        """The protocol that `to_json` wrote.
+
+        Raises:
+            ScoreError: entries are missing or foreign (scores of another version).
+        """
+        names = {field.name for field in fields(cls)}
+        if set(content) != names:
+            differing = ", ".join(sorted(set(content) ^ names))
+            raise ScoreError(f"foreign protocol, differs in: {differing}", remedy="evaluate again with this version")
+        return cls(**{**content, "penalty_mm": float(content["penalty_mm"])})
+
+    @property
+    def digest(self) -> str:
+        """Eight characters that tell two protocols apart at a glance."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:8]
+
+    def differences(self, other: Protocol) -> str:
+        """What sets two protocols apart, as text; "" where they are equal.
+
+        Example:
+            >>> Protocol().differences(Protocol(tolerance_mm=2))
+            'tolerance_mm 1.0 and 2'
+        """
+        pairs = ((name, value, getattr(other, name)) for name, value in asdict(self).items())
+        return ", ".join(f"{name} {ours} and {theirs}" for name, ours, theirs in pairs if ours != theirs)
+
+    def score(
+        self, region: str, prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing_mm: Sequence[float]
+    ) -> tuple[Status, dict[str, float]]:
+        """All metrics of one region of one case, with the empty rules applied.
+
+        Args:
+            region: its name; only "ET" has a rule of its own.
+            prediction: binary map (D, H, W).
+            reference: binary map (D, H, W).
+            spacing_mm: voxel size along each axis.
+
+        Returns:
+            Which rule applied, and metric name -> value; NaN only where `both_empty` is "undefined".
+        """
+        # Everything below looks at the box around both regions only: a tumour fills a few per cent of a brain volume.
+        box = bounding_box(prediction | reference)
+        prediction, reference = prediction[box], reference[box]
+        if region == "ET" and np.count_nonzero(prediction) < self.et_minimum_voxels:
+            prediction = np.zeros_like(prediction)
+        volumes = _volumes(prediction, reference, spacing_mm)
+        smooth = float(self.dice == "smooth1")
+        if not prediction.any() and not reference.any():
+            return "both_empty", self._agreement_on_nothing() | volumes
+        if not prediction.any() or not reference.any():
+            return "one_empty", self._worst() | {"dice": dice(prediction, reference, smooth=smooth)} | volumes
+        distances = surface_distances(prediction, reference, spacing_mm)
+        values = {
+            "dice": dice(prediction, reference, smooth=smooth),
+            "hausdorff95_mm": distances.hausdorff95_mm(pooled=self.hausdorff95 == "pooled"),
+            "surface_dice": distances.surface_dice(self.tolerance_mm),
+        }
+        return "measured", values | volumes
+
+    def score_failed(self, reference: NDArray[np.bool_], spacing_mm: Sequence[float]) -> dict[str, float]:
+        """What a region of a case counts for which there is no usable prediction."""
+        return self._worst() | _volumes(np.zeros_like(reference), reference, spacing_mm)
+
+    def _worst(self) -> dict[str, float]:
+        return {"dice": 0.0, "hausdorff95_mm": self.penalty_mm, "surface_dice": 0.0}
+
+    def _agreement_on_nothing(self) -> dict[str, float]:
+        if self.both_empty == "undefined":
+            return dict.fromkeys(self._worst(), math.nan)
+        return {"dice": 1.0, "hausdorff95_mm": 0.0, "surface_dice": 1.0}
+
+
+def _volumes(prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing_mm: Sequence[float]) -> dict[str, float]:
+    predicted, true = volume_ml(prediction, spacing_mm), volume_ml(reference, spacing_mm)
+    return {"volume_ml": predicted, "volume_error_ml": abs(predicted - true)}

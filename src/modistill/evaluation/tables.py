@@ -1,0 +1,235 @@
+"""Score tables as text cells, for the terminal and for files; every number with its n, every table with its protocol."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from modistill.evaluation.comparison import Comparison, ComparisonTable
+from modistill.evaluation.protocol import METRICS
+from modistill.evaluation.scores import Scores
+from modistill.evaluation.statistics import Difference, Summary, TestResult, summarise
+
+__all__ = [
+    "TextTable",
+    "comparison_csv",
+    "comparison_json",
+    "comparison_markdown",
+    "comparison_notes",
+    "comparison_tables",
+    "number",
+    "summary_table",
+]
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of text.
+
+    Attributes:
+        title: above it.
+        header: column names.
+        rows: one text a column.
+        sections: indices of the rows after which a rule is drawn.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    sections: tuple[int, ...] = ()
+
+    def markdown(self) -> str:
+        """The table in Markdown."""
+        lines = [self.header, tuple("---" for _ in self.header), *self.rows]
+        return f"### {self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def number(value: float | None, metric: str, *, signed: bool = False) -> str:
+    """A value with as many decimals as its metric deserves; "-" where there is none.
+
+    Example:
+        >>> number(0.81239, "dice"), number(-3.5, "hausdorff95_mm", signed=True), number(None, "dice")
+        ('0.812', '-3.50', '-')
+    """
+    if value is None:
+        return "-"
+    decimals = 2 if METRICS[metric].unit else 3
+    return f"{value:+.{decimals}f}" if signed else f"{value:.{decimals}f}"
+
+
+def summary_table(scores: Scores) -> TextTable:
+    """Mean, spread and counts for each region and metric of one run."""
+    summaries = summarise(scores.rows)
+    metrics = list(dict.fromkeys(metric for _, _, metric in summaries))
+    rows, sections = [], []
+    for region in scores.regions:
+        for metric in metrics:
+            summary = summaries[scores.runs[0], region, metric]
+            rows.append((region, _title(metric), *_summary(summary, metric), *map(str, _counts(summary))))
+        sections.append(len(rows) - 1)
+    header = ("region", "metric", "mean", "SD", "median", "n", "failed", "undefined")
+    return TextTable(f"{scores.runs[0]}: {len(scores.cases)} cases", header, tuple(rows), tuple(sections))
+
+
+def comparison_tables(table: ComparisonTable) -> list[TextTable]:
+    """One table for each metric: regions, and in each the control and every arm."""
+    header = ("region", "arm", "n", "mean ± SD", "median", "difference [95 % interval]", "p (t)", "p (Wilcoxon)")
+    made = []
+    for metric in dict.fromkeys(line.metric for line in table.lines):
+        lines = [line for line in table.lines if line.metric == metric]
+        rows = [_comparison_cells(line, previous) for line, previous in zip(lines, [None, *lines], strict=False)]
+        ends = [i for i, (line, after) in enumerate(zip(lines, [*lines[1:], None], strict=True))
+                if after is None or after.region != line.region]  # fmt: skip
+        better = METRICS[metric].better
+        title = _title(metric) + (f", {better} is better" if better else "")
+        made.append(TextTable(title, header, tuple(rows), tuple(ends)))
+    return made
+
+
+def comparison_notes(table: ComparisonTable) -> list[str]:
+    """What has to be said below the tables: pairing, tests, everything undefined, the protocol."""
+    seeds = {line.arm: line.seeds for line in table.lines}
+    several = ", ".join(f"{arm} {count}" for arm, count in seeds.items())
+    t_tests, wilcoxon = table.family
+    notes = [
+        f"{len(table.cases)} cases, paired; difference is arm minus {table.control}; "
+        f"95 % BCa bootstrap interval over cases ({table.resamples} resamples, seed {table.seed})",
+        f"p: two-sided, after Holm's correction over all {t_tests} t-tests and all {wilcoxon} Wilcoxon signed-rank tests here",
+    ]
+    if max(seeds.values()) > 1:
+        notes.append(f"each case averaged over the seeds of its arm first; seeds: {several}")
+    if table.left_out:
+        notes.append(f"only cases common to all runs; {len(table.left_out)} left out: {', '.join(table.left_out)}")
+    smallest = min((line.difference.n for line in table.lines if line.difference), default=0)
+    if 2 <= smallest <= 5:
+        notes.append(f"with {smallest} pairs no Wilcoxon p below {2.0 ** (1 - smallest):g} is possible, before correction")
+    notes += _gaps(table.lines)
+    return [*notes, f"protocol {table.protocol.digest}:", *(f"  {rule}" for rule in table.protocol.describe())]
+
+
+def comparison_markdown(table: ComparisonTable) -> str:
+    """Tables and notes as Markdown."""
+    tables = "\n".join(text.markdown() for text in comparison_tables(table))
+    notes = "\n".join(f"  {note.strip()}" if note.startswith(" ") else note for note in comparison_notes(table))
+    listed = "\n".join(f"  - {line.strip()}" if line.startswith(" ") else f"- {line}" for line in notes.splitlines())
+    return f"## Comparison with {table.control}\n\n{tables}\n{listed}\n"
+
+
+def comparison_csv(table: ComparisonTable) -> str:
+    """All numbers at full precision, one line for each arm, region and metric; empty where not defined."""
+    stream = io.StringIO()
+    records = [_record(line) for line in table.lines]
+    writer = csv.DictWriter(stream, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return stream.getvalue()
+
+
+def comparison_json(table: ComparisonTable) -> dict[str, Any]:
+    """Everything in the table as a JSON object; infinities as text, undefined values as null."""
+    facts = {
+        "control": table.control,
+        "cases": table.cases,
+        "left_out": table.left_out,
+        "holm_family": {"t": table.family[0], "wilcoxon": table.family[1]},
+        "bootstrap": {"method": "BCa", "resamples": table.resamples, "seed": table.seed},
+        "protocol": table.protocol.to_json(),
+        "lines": [_record(line) for line in table.lines],
+        "notes": comparison_notes(table),
+    }
+    return {key: _without_infinity(value) for key, value in facts.items()}
+
+
+def _title(metric: str) -> str:
+    fact = METRICS[metric]
+    return f"{fact.title} ({fact.unit})" if fact.unit else fact.title
+
+
+def _summary(summary: Summary, metric: str) -> tuple[str, str, str]:
+    return number(summary.mean, metric), number(summary.sd, metric), number(summary.median, metric)
+
+
+def _counts(summary: Summary) -> tuple[int, int, int]:
+    return summary.n, summary.n_failed, summary.n_undefined
+
+
+def _comparison_cells(line: Comparison, previous: Comparison | None) -> tuple[str, ...]:
+    """Cells of one line; the region is named once, and the counts say what is not simply measured."""
+    region = "" if previous is not None and previous.region == line.region else line.region
+    mean, sd, median = _summary(line.summary, line.metric)
+    counted = [
+        f"{count} {what}" for count, what in zip(_counts(line.summary)[1:], ("failed", "undefined"), strict=True) if count
+    ]
+    n = str(line.summary.n) + (f" ({', '.join(counted)})" if counted else "")
+    return region, line.arm, n, f"{mean} ± {sd}", median, *_difference_cells(line.difference, line.metric)
+
+
+def _difference_cells(difference: Difference | None, metric: str) -> tuple[str, str, str]:
+    if difference is None:
+        return "control", "", ""
+    mean = number(difference.mean, metric, signed=True)
+    if difference.interval:
+        low, high = (number(end, metric, signed=True) for end in difference.interval)
+        mean += f" [{low}, {high}]"
+    return mean, _p(difference.t), _p(difference.wilcoxon)
+
+
+def _p(test: TestResult) -> str:
+    if test.adjusted is None:
+        return "not defined"
+    return "< 0.001" if test.adjusted < 0.001 else f"{test.adjusted:.3f}"
+
+
+def _gaps(lines: Iterable[Comparison]) -> list[str]:
+    """Everything that is not defined, and why."""
+    notes = []
+    for line in lines:
+        difference = line.difference
+        if difference is None:
+            continue
+        place = f"{METRICS[line.metric].title} of {line.region}, {line.arm}"
+        if difference.n_dropped:
+            notes.append(f"{place}: {difference.n_dropped} pairs undefined and left out, n = {difference.n}")
+        reasons: dict[str, list[str]] = {}
+        for what, reason in (
+            ("interval", difference.interval_why_not),
+            ("t-test p", difference.t.why_not),
+            ("Wilcoxon p", difference.wilcoxon.why_not),
+        ):
+            if reason:
+                reasons.setdefault(reason, []).append(what)
+        notes += [f"{place}: {', '.join(whats)} not defined: {reason}" for reason, whats in reasons.items()]
+    return notes
+
+
+def _record(line: Comparison) -> dict[str, Any]:
+    """One line as plain values, units and reasons included."""
+    record: dict[str, Any] = {"metric": line.metric, "unit": METRICS[line.metric].unit, "region": line.region, "arm": line.arm}
+    record |= {"seeds": line.seeds, **asdict(line.summary)}
+    d = line.difference
+    low, high = d.interval if d and d.interval else (None, None)
+    return record | {
+        "pairs": d.n if d else None,
+        "pairs_dropped": d.n_dropped if d else None,
+        "difference": d.mean if d else None,
+        "interval_low": low,
+        "interval_high": high,
+        "t_p": d.t.p if d else None,
+        "t_p_holm": d.t.adjusted if d else None,
+        "t_why_not": d.t.why_not if d else "",
+        "wilcoxon_p": d.wilcoxon.p if d else None,
+        "wilcoxon_p_holm": d.wilcoxon.adjusted if d else None,
+        "wilcoxon_why_not": d.wilcoxon.why_not if d else "",
+    }
+
+
+def _without_infinity(value: Any) -> Any:
+    """Infinities as text, in lists and objects too: JSON has none."""
+    if isinstance(value, dict):
+        return {key: _without_infinity(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_without_infinity(inner) for inner in value]
+    return str(value) if isinstance(value, float) and value in (float("inf"), float("-inf")) else value

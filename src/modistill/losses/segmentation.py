@@ -1,0 +1,51 @@
+"""Losses that compare a segmentation with its reference.
+
+`B` batch, `C` classes; spatial axes may be two or three.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["decayed", "weighted_cross_entropy"]
+
+
+def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy with a weight for each class, averaged inside every sample, then over the batch.
+
+    For one sample, with `v` over its voxels and `y(v)` the reference label,
+
+        L = sum_v w[y(v)] * (-log softmax(logits(v))[y(v)]) / sum_v w[y(v)]
+
+    PyTorch's weighted mean divides by the weights of the whole batch instead; the two agree for a batch of one, which HAD-Net
+    trains with. Dividing per sample makes the loss of a batch the mean of the losses of its parts, on one device or several.
+
+    Args:
+        logits: (B, C, *spatial).
+        labels: (B, *spatial) int64, values 0 ... C - 1.
+        weights: (C,), not negative; at least one label of every sample must have a weight above zero.
+
+    Returns:
+        A scalar, in nats.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.zeros(1, 4, 2, 2)
+        >>> round(weighted_cross_entropy(logits, torch.zeros(1, 2, 2, dtype=torch.long), torch.ones(4)).item(), 4)
+        1.3863
+    """
+    weights = weights.to(logits.device, logits.dtype)
+    losses = functional.cross_entropy(logits, labels, weights, reduction="none").flatten(1).sum(1)
+    return (losses / weights[labels].flatten(1).sum(1)).mean()
+
+
+def decayed(weights: Tensor, epoch: int, factor: float = 0.98) -> Tensor:
+    """Class weights that fade to 1: max(w * factor^epoch, 1), as HAD-Net's pre-training does (epochs count from 0).
+
+    Example:
+        >>> import torch
+        >>> [round(w, 2) for w in decayed(torch.tensor([1.0, 59.4507, 23.3190, 71.8481]), epoch=100).tolist()]
+        [1.0, 7.88, 3.09, 9.53]
+    """
+    return (weights * factor**epoch).clamp(min=1)

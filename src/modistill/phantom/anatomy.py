@@ -1,0 +1,249 @@
+"""A coarse brain from formulas: hull, folded cortex, white matter, deep grey matter, ventricles, cerebellum, brainstem.
+
+Every structure is a signed depth in mm (positive inside), evaluated at points rather than on a grid, and turned into tissue
+fractions by asking how far a voxel lies inside; so partial volume comes out right at any voxel size. Coordinates are mm from
+the centre of the brain: x to the patient's right, y to anterior, z to superior (RAS). The positions and sizes are those of an
+average adult brain as any atlas of anatomy gives them, rounded.
+
+The cortex folds because sulci are the zero sheets of a band-limited random field, cut to a depth of one to two centimetres:
+grey matter lines the hull and both sides of every sheet, CSF fills the sheet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from modistill.phantom.noise import Field, Floats, smooth_field
+
+__all__ = ["Anatomy", "Tissues", "draw_anatomy", "fill"]
+
+_FOLD_MM = 27.0  # two gyri
+_DEEP = {  # centre and radii in mm, one side: |x|, y, z
+    "thalamus": ((10.5, -14.0, 5.0), (8.5, 14.0, 9.0)),
+    "putamen": ((26.0, 4.0, 2.0), (5.0, 16.0, 10.0)),
+    "pallidum": ((20.0, 0.0, -1.0), (4.0, 9.0, 6.0)),
+}
+_CAUDATE = ((14.0, 25.0, 3.0, 5.5), (17.0, 8.0, 14.0, 4.5), (20.0, -12.0, 20.0, 2.5))  # |x|, y, z, radius
+_VENTRICLE = (  # the lateral ventricle's course from the frontal horn through the atrium to the temporal horn
+    ((8.0, 33.0, 2.0, 3.0), (8.5, 18.0, 11.0, 5.0), (9.5, -2.0, 18.0, 4.5), (14.0, -25.0, 18.0, 5.0), (23.0, -40.0, 9.0, 7.0)),
+    ((23.0, -40.0, 9.0, 7.0), (22.0, -64.0, 5.0, 2.0)),
+    ((23.0, -40.0, 9.0, 6.0), (33.0, -28.0, -8.0, 3.0), (32.0, -6.0, -19.0, 2.0)),
+)
+
+
+@dataclass(frozen=True)
+class Tissues:
+    """What lies at each of N points.
+
+    Attributes:
+        brain: depth in mm inside what a skull-stripped image shows (positive inside).
+        csf, grey, white, deep: fractions (N,) of one where `brain` is positive.
+        inside: depth in mm below the outer surface and the fissures between the hemispheres, sulci ignored.
+        pial: depth in mm below the nearest surface with sulci: small in the cortex, large in the white matter.
+        choroid: fraction (N,) of choroid plexus; part of `csf`.
+        supratentorial: whether the point belongs to the cerebrum.
+    """
+
+    brain: Floats
+    csf: Floats
+    grey: Floats
+    white: Floats
+    deep: Floats
+    inside: Floats
+    pial: Floats
+    choroid: Floats
+    supratentorial: Floats
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One patient's healthy brain: numbers and random fields drawn once, evaluated at any points.
+
+    Attributes:
+        scale: size of the head along x, y, z, about 1.
+        ventricle: factor of the ventricles' radii; grows with age.
+        atrophy_mm: half the width of a sulcus, and of the CSF below the skull.
+        cortex_mm: thickness of the grey ribbon.
+        warp: three fields that bend everything by `warp_mm`, so that the sides differ.
+        folds, details: fields whose zero sheets are the sulci; `details` for the shallow ones.
+        relief: field that makes some sulci deeper than others.
+    """
+
+    scale: tuple[float, float, float]
+    ventricle: float
+    atrophy_mm: float
+    cortex_mm: float
+    warp: tuple[Field, Field, Field]
+    folds: Field
+    details: Field
+    relief: Field
+    warp_mm: float = 2.5
+
+    def hull(self, x: Floats, y: Floats, z: Floats) -> Floats:
+        """Depth in mm below the brain's outer surface: what a mass cannot push away."""
+        x, y, z = (c / s for c, s in zip((x, y, z), self.scale, strict=True))
+        return _outer(*self._bend(x, y, z))
+
+    def at(self, x: Floats, y: Floats, z: Floats, voxel_mm: float) -> Tissues:
+        """Tissues at points (N,) for voxels of `voxel_mm`."""
+        x, y, z = self._bend(*(c / s for c, s in zip((x, y, z), self.scale, strict=True)))
+        side = np.abs(x)
+        cerebrum = np.maximum(_cerebrum(side, y, z), _temporal(side, y, z))
+        cerebellum, stem = _cerebellum(side, y, z), _stem(side, y, z)
+        inside = np.minimum(cerebrum - self.atrophy_mm, _fissure(side, y, z))
+        pial = np.minimum(inside, self._sulci(x, y, z, side, inside))
+        pial = np.maximum(pial, np.minimum(cerebellum - 0.7, _folia(side, y, z, cerebellum)))
+        pial = np.maximum(pial, stem + np.where(stem > 0, 4.0, 0.0))  # white to its surface
+        supratentorial = (cerebrum >= np.maximum(cerebellum, stem)).astype(np.float32)
+        depths = (_union(cerebrum, cerebellum, stem), pial, self._ventricles(side, y, z), _deep_grey(side, y, z))
+        return self._fractions(depths, np.maximum(inside, cerebellum), supratentorial, _choroid(side, y, z), voxel_mm)
+
+    def _fractions(
+        self, depths: tuple[Floats, ...], inside: Floats, supra: Floats, choroid: Floats, voxel_mm: float
+    ) -> Tissues:
+        """Depths -> fractions: each inner structure takes its share of the outer one."""
+        brain, pial, ventricle, deep = depths
+        not_csf = fill(pial, voxel_mm) * (1 - fill(ventricle, voxel_mm))
+        white = fill(pial - self.cortex_mm, voxel_mm) * not_csf
+        nuclei = fill(deep, voxel_mm) * white * supra
+        plexus = fill(choroid, voxel_mm) * fill(ventricle, voxel_mm) * 0.6
+        return Tissues(brain, 1 - not_csf, not_csf - white, white - nuclei, nuclei, inside, pial, plexus, supra)
+
+    def _bend(self, x: Floats, y: Floats, z: Floats) -> tuple[Floats, Floats, Floats]:
+        shift = [self.warp_mm * field.at(x, y, z) for field in self.warp]
+        return x + shift[0], y + shift[1], z + shift[2]
+
+    def _sulci(self, x: Floats, y: Floats, z: Floats, side: Floats, inside: Floats) -> Floats:
+        """Distance to the nearest sulcus, which ends at a depth of its own; large below all sulci."""
+        away = np.sqrt((side - 22.0) ** 2 + y**2 + (z - 4.0) ** 2) + 1.0
+        # Read the field further out the deeper the point lies: sheets then stand upright on the surface.
+        stretch = 1 + 0.6 * np.clip(inside, 0, 30) / away
+        px, py, pz = x * stretch, y * stretch, z * stretch
+        depth_mm = 13.0 + 4.0 * self.relief.at(px, py, pz)
+        main = _sheet(self.folds.at(px, py, pz), _FOLD_MM) - self.atrophy_mm + np.clip(inside - depth_mm, 0, None)
+        fine = _sheet(self.details.at(px, py, pz), 16.0) - 0.5 * self.atrophy_mm + np.clip(inside - 0.35 * depth_mm, 0, None)
+        return np.minimum(np.minimum(main, fine), _sylvian(side, y, z))
+
+    def _ventricles(self, side: Floats, y: Floats, z: Floats) -> Floats:
+        lateral = np.max([_tube(side, y, z, course, self.ventricle) for course in _VENTRICLE], axis=0)
+        third = ellipsoid(side, y, z, (0.0, -9.0, 1.0), (2.0 * self.ventricle, 13.0, 10.0))
+        fourth = ellipsoid(side, y, z, (0.0, -44.0, -36.0), (6.0, 4.0, 9.0))
+        return np.asarray(np.max([lateral, third, fourth], axis=0), dtype=np.float32)
+
+
+def draw_anatomy(rng: np.random.Generator) -> Anatomy:
+    """Draw a patient: head size varies by 3 %, ventricles by a factor of two, sulci between young and old."""
+    age = float(rng.uniform())
+    scale = tuple(float(value) for value in 1 + 0.03 * rng.standard_normal(3).clip(-1.5, 1.5))
+    return Anatomy(
+        scale=(scale[0], scale[1], scale[2]),
+        ventricle=0.75 + 0.5 * age + 0.1 * float(rng.uniform()),
+        atrophy_mm=0.5 + 0.6 * age,
+        cortex_mm=3.0 - 0.4 * age,
+        warp=(smooth_field(rng, 80.0), smooth_field(rng, 80.0), smooth_field(rng, 80.0)),
+        folds=smooth_field(rng, _FOLD_MM),
+        details=smooth_field(rng, 16.0),
+        relief=smooth_field(rng, 60.0),
+    )
+
+
+def fill(depth: Floats, voxel_mm: float) -> Floats:
+    """Fraction of a voxel that lies inside a surface `depth` mm away.
+
+    Example:
+        >>> fill(np.array([-1.0, 0.0, 0.5, 3.0], dtype=np.float32), 2.0).tolist()
+        [0.0, 0.5, 0.75, 1.0]
+    """
+    return np.clip(0.5 + depth / voxel_mm, 0, 1).astype(np.float32)
+
+
+def ellipsoid(x: Floats, y: Floats, z: Floats, centre: tuple[float, ...], radii: tuple[float, ...]) -> Floats:
+    """Depth in mm inside an ellipsoid, exact to first order at its surface."""
+    parts = [(c - m) / r for c, m, r in zip((x, y, z), centre, radii, strict=True)]
+    level = np.sqrt(sum(part**2 for part in parts) + 1e-6)
+    slope = np.sqrt(sum((part / r) ** 2 for part, r in zip(parts, radii, strict=True)) + 1e-12)
+    return np.asarray((1 - level) * level / slope, dtype=np.float32)
+
+
+def _outer(x: Floats, y: Floats, z: Floats) -> Floats:
+    side = np.abs(x)
+    return _union(np.maximum(_cerebrum(side, y, z), _temporal(side, y, z)), _cerebellum(side, y, z), _stem(side, y, z))
+
+
+def _union(*depths: Floats) -> Floats:
+    """Smooth maximum: the skull-stripped hull fills the clefts between its parts, as CSF does."""
+    softness = 3.0
+    top = np.max(depths, axis=0)
+    total = np.sum([np.exp(np.clip((depth - top) / softness, -30, 0)) for depth in depths], axis=0)
+    return np.asarray(top + softness * np.log(total), dtype=np.float32)
+
+
+def _cerebrum(side: Floats, y: Floats, z: Floats) -> Floats:
+    """Egg-shaped seen from above (wider behind), domed, with a flat base."""
+    wide = side / (1 - 0.09 * np.tanh(y / 55.0))
+    flat = np.where(z > 0, z, z * 70.0 / 30.0)
+    return ellipsoid(wide, y, flat, (0.0, 0.0, 0.0), (67.0, 86.0, 70.0))
+
+
+def _temporal(side: Floats, y: Floats, z: Floats) -> Floats:
+    return ellipsoid(side, y, z + 0.12 * y, (42.0, 0.0, -24.0), (22.0, 46.0, 19.0))
+
+
+def _cerebellum(side: Floats, y: Floats, z: Floats) -> Floats:
+    return ellipsoid(side, y, z, (22.0, -54.0, -42.0), (31.0, 27.0, 20.0))
+
+
+def _stem(side: Floats, y: Floats, z: Floats) -> Floats:
+    """Midbrain to medulla, with the pons as a bulge in front."""
+    return np.maximum(
+        _tube(side, y, z, ((0.0, -20.0, -6.0, 13.0), (0.0, -32.0, -68.0, 9.0)), 1.0),
+        ellipsoid(side, y, z, (0.0, -19.0, -36.0), (16.0, 12.0, 13.0)),
+    )
+
+
+def _fissure(side: Floats, y: Floats, z: Floats) -> Floats:
+    """Distance to the cleft between the hemispheres; large where corpus callosum and thalamus join them."""
+    bridge = 27.0 * (1 - np.hypot((y + 6.0) / 40.0, z / 27.0))
+    return np.asarray(side - 0.8 + 2.5 * np.clip(bridge, 0, None), dtype=np.float32)
+
+
+def _sylvian(side: Floats, y: Floats, z: Floats) -> Floats:
+    """Distance to the cleft above the temporal lobe: open to the side, rising backwards, ending at the insula."""
+    sheet = np.abs(z + 12.0 + 0.25 * y) - 1.2
+    return np.asarray(sheet + np.clip(32.0 - side, 0, None) + np.clip(-38.0 - y, 0, None), dtype=np.float32)
+
+
+def _folia(side: Floats, y: Floats, z: Floats, depth: Floats) -> Floats:
+    """The cerebellum's leaves: thin sheets that fan out from the fourth ventricle."""
+    up, back = z + 40.0, y + 40.0
+    radius = np.sqrt(up**2 + back**2 + (0.5 * side) ** 2)
+    fan = np.abs(np.sin(8.0 * np.arctan2(up, -back + 1e-3))) * radius / 8.0
+    return np.asarray(fan + 0.8 + np.clip(depth - 9.0, 0, None), dtype=np.float32)
+
+
+def _deep_grey(side: Floats, y: Floats, z: Floats) -> Floats:
+    nuclei = [ellipsoid(side, y, z, centre, radii) for centre, radii in _DEEP.values()]
+    return np.asarray(np.max([*nuclei, _tube(side, y, z, _CAUDATE, 1.0)], axis=0), dtype=np.float32)
+
+
+def _choroid(side: Floats, y: Floats, z: Floats) -> Floats:
+    return _tube(side, y, z, ((13.0, -20.0, 16.0, 1.5), (22.0, -38.0, 6.0, 3.0)), 1.0)
+
+
+def _sheet(values: Floats, wavelength_mm: float) -> Floats:
+    """Distance in mm to the zero sheet of a unit field, from its value and its mean slope."""
+    return np.asarray(np.abs(values) * wavelength_mm / (2 * np.pi), dtype=np.float32)
+
+
+def _tube(side: Floats, y: Floats, z: Floats, course: tuple[tuple[float, ...], ...], factor: float) -> Floats:
+    """Depth inside a tube along a polyline of (|x|, y, z, radius), radii times `factor`."""
+    depth = np.full_like(y, -np.inf)
+    for (ax, ay, az, ar), (bx, by, bz, br) in zip(course[:-1], course[1:], strict=True):
+        dx, dy, dz = bx - ax, by - ay, bz - az
+        along = ((side - ax) * dx + (y - ay) * dy + (z - az) * dz) / (dx * dx + dy * dy + dz * dz)
+        along = np.clip(along, 0, 1)
+        far = np.sqrt((side - ax - along * dx) ** 2 + (y - ay - along * dy) ** 2 + (z - az - along * dz) ** 2)
+        depth = np.maximum(depth, factor * (ar + along * (br - ar)) - far)
+    return np.asarray(depth, dtype=np.float32)
