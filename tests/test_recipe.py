@@ -82,9 +82,20 @@ def test_every_recipe_names_a_method_and_arguments_that_exist(name: str) -> None
 
 
 @pytest.mark.parametrize("stage", ["brats", "demo"])
-def test_teacher_control_and_had_net_share_one_prepared_cohort(stage: str) -> None:
-    recipes = [load_recipe(f"{stage}/{name}") for name in ("teacher", "control", "had_net")]
+def test_all_arms_share_one_prepared_cohort(stage: str) -> None:
+    recipes = [load_recipe(f"{stage}/{name}") for name in ("teacher", "student", "control", "had_net")]
     assert len({recipe.data for recipe in recipes}) == 1
+
+
+@pytest.mark.parametrize("stage", ["brats", "demo"])
+def test_control_differs_from_had_net_in_nothing_but_distillation(stage: str) -> None:
+    control, had_net = (load_recipe(f"{stage}/{name}") for name in ("control", "had_net"))
+    assert (control.data, control.sampling, control.training) == (had_net.data, had_net.sampling, had_net.training)
+    for name in ("width", "dropout", "class_weights", "lr", "betas"):
+        assert control.method.arguments[name] == had_net.method.arguments[name]
+    assert control.start_from["network"] == had_net.start_from["student"]
+    assert control.method.arguments["class_weight_decay"] == 1.0
+    assert control.method.arguments["weight_decay"] == 0.0
 
 
 def test_the_papers_values() -> None:

@@ -20,7 +20,7 @@ def print_table(table: TextTable) -> None:
     shown = Table(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     names = sum(name in ("region", "metric", "arm") for name in table.header)
     for column, name in enumerate(table.header):
-        shown.add_column(name, justify="left" if column < names else "right", no_wrap=column < names)
+        shown.add_column(name, justify="left" if column < names else "right", no_wrap=True)
     for index, row in enumerate(table.rows):
         shown.add_row(*row, end_section=index in table.sections)
     Console().print(shown)

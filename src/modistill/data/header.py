@@ -15,6 +15,7 @@ __all__ = ["HEADER_BYTES", "Header", "parse_header"]
 
 HEADER_BYTES = 540  # of NIfTI-2, the longer of the two
 _SMALLEST_MM, _LARGEST_MM = 0.01, 100.0
+_LARGEST_COSINE = 0.01  # between two axes: half a degree from rectangular
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # spatial part of xyzt_units: unknown, metre, mm, micron
 _UNIT_NAMES = {0: "unit not stated", 1: "unit metre", 2: "unit mm", 3: "unit micron"}
 _REFUSED_TYPES = {0: "unknown", 1: "binary", 32: "complex64", 128: "RGB colour", 1536: "float128", 1792: "complex128"}
@@ -155,24 +156,21 @@ def _affine(fields: Any, shape: tuple[int, int, int]) -> tuple[NDArray[np.float6
     code = int(fields["xyzt_units"]) & 7
     if code not in _MM_PER_UNIT:
         raise FileError(f"unknown unit of length (code {code})", remedy=_REPAIR)
-    sform, qform = _transform(fields, "sform"), _transform(fields, "qform")
+    sform, qform = (_transform(fields, name, code) for name in ("sform", "qform"))
     chosen = next((one for one in (sform, qform) if one is not None), None)
     notes: list[str] = []
     if chosen is None:
-        chosen = np.asarray(fields.get_base_affine(), dtype=np.float64)
+        chosen = _in_mm(np.asarray(fields.get_base_affine(), dtype=np.float64), code)
         notes.append("orientation unknown: neither qform nor sform is set, axes taken as they are by convention (L-A-S)")
     if sform is not None and qform is not None:
-        notes += _rivals(sform, qform, shape, _MM_PER_UNIT[code])
-    affine = chosen.copy()
-    affine[:3] *= _MM_PER_UNIT[code]
-    _refuse_implausible(affine, _UNIT_NAMES[code])
+        notes += _rivals(sform, qform, shape)
     if _MM_PER_UNIT[code] != 1.0:
         notes.append(f"converted to mm ({_UNIT_NAMES[code]} in the header)")
-    return affine, tuple(notes)
+    return chosen, tuple(notes)
 
 
-def _transform(fields: Any, name: str) -> NDArray[np.float64] | None:
-    """The sform or qform matrix, None where its code says that it is not set."""
+def _transform(fields: Any, name: str, unit: int) -> NDArray[np.float64] | None:
+    """The sform or qform matrix in mm, None where its code says that it is not set."""
     from nibabel.spatialimages import HeaderDataError
 
     if int(fields[f"{name}_code"]) <= 0:
@@ -183,10 +181,25 @@ def _transform(fields: Any, name: str) -> NDArray[np.float64] | None:
         raise FileError(f"the {name} in the header is no rotation", remedy=_REPAIR) from None
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-12:
         raise FileError(f"the affine ({name}) is singular or not finite", remedy=_REPAIR)
-    return matrix
+    return _in_mm(matrix, unit)
 
 
-def _rivals(sform: NDArray[np.float64], qform: NDArray[np.float64], shape: tuple[int, int, int], mm: float) -> list[str]:
+def _in_mm(matrix: NDArray[np.float64], unit: int) -> NDArray[np.float64]:
+    """The matrix in mm, if voxels of such a size and such angles between axes can be meant."""
+    affine = matrix.copy()
+    affine[:3] *= _MM_PER_UNIT[unit]
+    axes = affine[:3, :3]
+    sizes = np.linalg.norm(axes, axis=0)
+    if (sizes < _SMALLEST_MM).any() or (sizes > _LARGEST_MM).any():
+        raise FileError(f"implausible voxel size {_by(sizes)} mm ({_UNIT_NAMES[unit]})", remedy=_REPAIR)
+    cosine = float(np.abs(np.triu((axes / sizes).T @ (axes / sizes), k=1)).max())
+    if cosine > _LARGEST_COSINE:
+        angle = np.degrees(np.arccos(min(1.0, cosine)))
+        raise FileError(f"sheared: two axes meet at {angle:.1f} degrees", remedy="resample it onto a rectangular grid")
+    return affine
+
+
+def _rivals(sform: NDArray[np.float64], qform: NDArray[np.float64], shape: tuple[int, int, int]) -> list[str]:
     """Refuse two transforms that name the axes differently: left and right are then a guess. Note lesser differences."""
     from nibabel.orientations import aff2axcodes
 
@@ -194,19 +207,8 @@ def _rivals(sform: NDArray[np.float64], qform: NDArray[np.float64], shape: tuple
     if names[0] != names[1]:
         raise FileError(f"sform says {names[0]} and qform says {names[1]}", remedy="remove the wrong one from the header")
     corners = np.array([[x, y, z, 1] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1) for z in (0, shape[2] - 1)])
-    apart = float(np.linalg.norm(corners @ (sform - qform).T, axis=1).max()) * mm
+    apart = float(np.linalg.norm(corners @ (sform - qform).T, axis=1).max())
     return [f"sform and qform lie up to {apart:.2f} mm apart, sform used"] if apart > 0.1 else []
-
-
-def _refuse_implausible(affine: NDArray[np.float64], unit: str) -> None:
-    axes = affine[:3, :3]
-    sizes = np.linalg.norm(axes, axis=0)
-    if (sizes < _SMALLEST_MM).any() or (sizes > _LARGEST_MM).any():
-        raise FileError(f"implausible voxel size {_by(sizes)} mm ({unit})", remedy=_REPAIR)
-    cosines = np.abs(np.triu((axes / sizes).T @ (axes / sizes), k=1))
-    if cosines.max() > 0.01:
-        angle = float(np.degrees(np.arccos(min(1.0, float(cosines.max())))))
-        raise FileError(f"sheared: two axes meet at {angle:.1f} degrees", remedy="resample the image onto a rectangular grid")
 
 
 def _by(sizes: NDArray[np.float64]) -> str:

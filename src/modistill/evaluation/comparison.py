@@ -113,10 +113,10 @@ def compare(
     for metric in metrics:
         for region in regions:
             values = {arm: _per_case(scores, runs, cases, region, metric) for arm, runs in arms.items()}
-            for arm, (of_arm, failed) in values.items():
+            for arm, (of_arm, counts) in values.items():
                 pairs = (values[control][0], of_arm)
                 difference = None if arm == control else compare_paired(*pairs, resamples=resamples, seed=seed)
-                lines.append(Comparison(arm, len(arms[arm]), region, metric, Summary.of(of_arm, failed), difference))
+                lines.append(Comparison(arm, len(arms[arm]), region, metric, Summary.of(of_arm, *counts), difference))
     corrected, family = _corrected(lines)
     return ComparisonTable(control, corrected, cases, left_out, protocol, family, resamples, seed)
 
@@ -180,9 +180,12 @@ def _regions(rows: Sequence[Score]) -> tuple[str, ...]:
 
 def _per_case(
     scores: Mapping[tuple[str, str, str, str], Score], runs: Sequence[str], cases: Sequence[str], region: str, metric: str
-) -> tuple[list[float], int]:
-    """Value of each case, averaged over the seeds that define it (NaN where none does), and how many cases failed."""
-    values, failed = [], 0
+) -> tuple[list[float], tuple[int, int]]:
+    """Value of each case, averaged over the seeds that define it (NaN where none does).
+
+    Counted besides: cases that failed, and cases where one of prediction and reference is empty, in at least one seed.
+    """
+    values, failed, one_empty = [], 0, 0
     for case in cases:
         try:
             found = [scores[run, case, region, metric] for run in runs]
@@ -193,7 +196,8 @@ def _per_case(
         defined = [score.value for score in found if not np.isnan(score.value)]
         values.append(float(np.mean(defined)) if defined else float("nan"))
         failed += any(score.status == "failed" for score in found)
-    return values, failed
+        one_empty += any(score.status == "one_empty" for score in found)
+    return values, (failed, one_empty)
 
 
 def _corrected(lines: Sequence[Comparison]) -> tuple[tuple[Comparison, ...], tuple[int, int]]:

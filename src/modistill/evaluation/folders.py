@@ -25,6 +25,7 @@ from modistill.errors import CaseError, FileError, LabelError, ModistillError
 from modistill.evaluation.protocol import Protocol
 from modistill.evaluation.scores import Score, Scores
 from modistill.files import read_json
+from modistill.metrics.surface import bounding_box
 
 __all__ = ["Evaluation", "evaluate_folders", "ids_that_count", "score_labels"]
 
@@ -83,10 +84,11 @@ def score_labels(
     lacking = [name for name in reference_convention.unions if name not in prediction_convention.unions]
     if lacking:
         raise LabelError(f"convention {prediction_convention.name} has no region {', '.join(lacking)}", case=case)
-    true = reference_convention.regions
-    predicted = dict(zip(prediction_convention.regions, prediction_convention.regions.encode(prediction.voxels), strict=True))
+    box = bounding_box((prediction.voxels != 0) | (reference.voxels != 0))
+    true, own = reference_convention.regions, prediction_convention.regions
+    predicted = dict(zip(own, own.encode(prediction.voxels[box]), strict=True))
     rows = []
-    for region, mask in zip(true, true.encode(reference.voxels), strict=True):
+    for region, mask in zip(true, true.encode(reference.voxels[box]), strict=True):
         status, values = protocol.score(region, predicted[region], mask, reference.spacing_mm)
         rows += [Score(run, case, available, region, metric, value, status) for metric, value in values.items()]
     return rows

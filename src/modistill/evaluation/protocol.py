@@ -193,7 +193,7 @@ class Protocol:
         return "measured", values | volumes
 
     def score_failed(self, reference: NDArray[np.bool_], spacing_mm: Sequence[float]) -> dict[str, float]:
-        """What a region of a case counts for which there is no usable prediction."""
+        """What a region of a case counts for which there is no usable prediction: the worst, with a volume of 0 ml."""
         return self._worst() | _volumes(np.zeros_like(reference), reference, spacing_mm)
 
     def _worst(self) -> dict[str, float]:

@@ -39,6 +39,7 @@ class Summary:
     Attributes:
         n: values in the mean.
         n_failed: cases among them without a usable prediction (in at least one seed), counted at the protocol's worst value.
+        n_one_empty: cases among them where the region was missed, or predicted where there is none (in at least one seed).
         n_undefined: cases left out because the protocol gives them no value.
         mean: None where n = 0.
         sd: sample standard deviation (n - 1); None where n < 2 or a value is infinite.
@@ -47,18 +48,19 @@ class Summary:
 
     n: int
     n_failed: int
+    n_one_empty: int
     n_undefined: int
     mean: float | None
     sd: float | None
     median: float | None
 
     @classmethod
-    def of(cls, values: Sequence[float], n_failed: int = 0) -> Summary:
+    def of(cls, values: Sequence[float], n_failed: int = 0, n_one_empty: int = 0) -> Summary:
         """Summarise values, one a case; NaN is undefined.
 
         Example:
             >>> Summary.of([1.0, 2.0, 6.0, float("nan")])
-            Summary(n=3, n_failed=0, n_undefined=1, mean=3.0, sd=2.6457513110645907, median=2.0)
+            Summary(n=3, n_failed=0, n_one_empty=0, n_undefined=1, mean=3.0, sd=2.6457513110645907, median=2.0)
         """
         everything = np.asarray(values, dtype=np.float64)
         defined = everything[~np.isnan(everything)]
@@ -66,6 +68,7 @@ class Summary:
         return cls(
             n,
             n_failed,
+            n_one_empty,
             len(everything) - n,
             float(defined.mean()) if n else None,
             float(defined.std(ddof=1)) if n > 1 and np.isfinite(defined).all() else None,
@@ -119,7 +122,7 @@ def summarise(rows: Iterable[Score]) -> dict[tuple[str, str, str], Summary]:
     for row in rows:
         groups.setdefault((row.run, row.region, row.metric), []).append(row)
     return {
-        key: Summary.of([row.value for row in group], sum(row.status == "failed" for row in group))
+        key: Summary.of([row.value for row in group], *(sum(row.status == s for row in group) for s in ("failed", "one_empty")))
         for key, group in groups.items()
     }
 

@@ -70,13 +70,13 @@ def summary_table(scores: Scores) -> TextTable:
             summary = summaries[scores.runs[0], region, metric]
             rows.append((region, _title(metric), *_summary(summary, metric), *map(str, _counts(summary))))
         sections.append(len(rows) - 1)
-    header = ("region", "metric", "mean", "SD", "median", "n", "failed", "undefined")
+    header = ("region", "metric", "mean", "SD", "median", "n", "failed", "one empty", "undefined")
     return TextTable(f"{scores.runs[0]}: {len(scores.cases)} cases", header, tuple(rows), tuple(sections))
 
 
 def comparison_tables(table: ComparisonTable) -> list[TextTable]:
     """One table for each metric: regions, and in each the control and every arm."""
-    header = ("region", "arm", "n", "mean ± SD", "median", "difference [95 % interval]", "p (t)", "p (Wilcoxon)")
+    header = ("region", "arm", "n", "mean ± SD", "median", "difference [95 % interval]", "p (t-test)", "p (Wilcoxon)")
     made = []
     for metric in dict.fromkeys(line.metric for line in table.lines):
         lines = [line for line in table.lines if line.metric == metric]
@@ -95,10 +95,14 @@ def comparison_notes(table: ComparisonTable) -> list[str]:
     several = ", ".join(f"{arm} {count}" for arm, count in seeds.items())
     t_tests, wilcoxon = table.family
     notes = [
-        f"{len(table.cases)} cases, paired; difference is arm minus {table.control}; "
-        f"95 % BCa bootstrap interval over cases ({table.resamples} resamples, seed {table.seed})",
+        f"{len(table.cases)} cases, paired; difference: arm minus {table.control}",
+        f"interval: BCa bootstrap of the mean difference over cases, {table.resamples} resamples, seed {table.seed}",
         f"p: two-sided, after Holm's correction over all {t_tests} t-tests and all {wilcoxon} Wilcoxon signed-rank tests here",
     ]
+    if any(any(_counts(line.summary)[1:]) for line in table.lines):
+        notes.append(
+            "beside n: f failed (no usable prediction), e empty in prediction or reference only, u undefined, left out"
+        )
     if max(seeds.values()) > 1:
         notes.append(f"each case averaged over the seeds of its arm first; seeds: {several}")
     if table.left_out:
@@ -113,8 +117,7 @@ def comparison_notes(table: ComparisonTable) -> list[str]:
 def comparison_markdown(table: ComparisonTable) -> str:
     """Tables and notes as Markdown."""
     tables = "\n".join(text.markdown() for text in comparison_tables(table))
-    notes = "\n".join(f"  {note.strip()}" if note.startswith(" ") else note for note in comparison_notes(table))
-    listed = "\n".join(f"  - {line.strip()}" if line.startswith(" ") else f"- {line}" for line in notes.splitlines())
+    listed = "\n".join(f"  - {note.strip()}" if note.startswith(" ") else f"- {note}" for note in comparison_notes(table))
     return f"## Comparison with {table.control}\n\n{tables}\n{listed}\n"
 
 
@@ -152,18 +155,16 @@ def _summary(summary: Summary, metric: str) -> tuple[str, str, str]:
     return number(summary.mean, metric), number(summary.sd, metric), number(summary.median, metric)
 
 
-def _counts(summary: Summary) -> tuple[int, int, int]:
-    return summary.n, summary.n_failed, summary.n_undefined
+def _counts(summary: Summary) -> tuple[int, int, int, int]:
+    return summary.n, summary.n_failed, summary.n_one_empty, summary.n_undefined
 
 
 def _comparison_cells(line: Comparison, previous: Comparison | None) -> tuple[str, ...]:
-    """Cells of one line; the region is named once, and the counts say what is not simply measured."""
+    """Cells of one line; the region is named once, and letters beside n say what was not simply measured."""
     region = "" if previous is not None and previous.region == line.region else line.region
     mean, sd, median = _summary(line.summary, line.metric)
-    counted = [
-        f"{count} {what}" for count, what in zip(_counts(line.summary)[1:], ("failed", "undefined"), strict=True) if count
-    ]
-    n = str(line.summary.n) + (f" ({', '.join(counted)})" if counted else "")
+    counted = [f"{count}{letter}" for count, letter in zip(_counts(line.summary)[1:], "feu", strict=True) if count]
+    n = " ".join([str(line.summary.n), *counted])
     return region, line.arm, n, f"{mean} ± {sd}", median, *_difference_cells(line.difference, line.metric)
 
 

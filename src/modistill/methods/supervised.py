@@ -2,8 +2,8 @@
 
 Given all modalities this is the *Teacher* of Vadacchino et al., "HAD-Net: A Hierarchical Adversarial Knowledge Distillation
 Network for Improved Enhanced Tumour Segmentation Without Post-Contrast Images", MIDL 2021
-(https://arxiv.org/abs/2103.16617); given those available at test time it is the paper's *Pre-trained Student*, which is also
-the start of HAD-Net's student and the control that had no distillation.
+(https://arxiv.org/abs/2103.16617); given those available at test time it is the paper's *Pre-trained Student*, the start of
+HAD-Net's student. Trained on from there without distillation, with HAD-Net's own budget and optimiser, it is the *control*.
 
 Terms
     network/segmentation   weighted cross-entropy,  L_CE = sum_v w_y(v) * -log p_y(v)(v) / sum_v w_y(v)       (first term of Eq. 1)
@@ -46,6 +46,7 @@ class Supervised(Method):
         class_weights: (C,) initial weights of the cross-entropy; None for equal weights.
         class_weight_decay: factor per epoch by which they fall towards 1; 1.0 keeps them.
         lr: learning rate of AdamW.
+        betas: of AdamW.
         weight_decay: of AdamW, on every parameter.
     """
 
@@ -62,6 +63,7 @@ class Supervised(Method):
         class_weights: Sequence[float] | None = None,
         class_weight_decay: float = 0.98,
         lr: float = 2e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 1e-5,
     ) -> None:
         super().__init__()
@@ -69,7 +71,7 @@ class Supervised(Method):
         self.register_buffer("class_weights", class_weights_buffer(class_weights, classes), persistent=False)
         self.class_weight_decay = class_weight_decay
         self.reads = {"network": tuple(modalities)}
-        self.players = {"network": partial(AdamW, lr=lr, weight_decay=weight_decay)}
+        self.players = {"network": partial(AdamW, lr=lr, betas=betas, weight_decay=weight_decay)}
 
     class_weights: Tensor
 

@@ -19,7 +19,7 @@ from modistill.phantom.noise import Field, Floats, smooth_field
 
 __all__ = ["Anatomy", "Tissues", "draw_anatomy", "fill"]
 
-_FOLD_MM = 27.0  # two gyri
+_FOLD_MM = 25.0  # two gyri
 _DEEP = {  # centre and radii in mm, one side: |x|, y, z
     "thalamus": ((10.5, -14.0, 5.0), (8.5, 14.0, 9.0)),
     "putamen": ((26.0, 4.0, 2.0), (5.0, 16.0, 10.0)),
@@ -79,12 +79,13 @@ class Anatomy:
     folds: Field
     details: Field
     relief: Field
-    warp_mm: float = 2.5
+    warp_mm: float = 2.0
 
     def hull(self, x: Floats, y: Floats, z: Floats) -> Floats:
-        """Depth in mm below the brain's outer surface: what a mass cannot push away."""
+        """Depth in mm below the brain's outer surface, to within the bend of a few mm: what a mass cannot push away."""
         x, y, z = (c / s for c, s in zip((x, y, z), self.scale, strict=True))
-        return _outer(*self._bend(x, y, z))
+        side = np.abs(x)
+        return _union(np.maximum(_cerebrum(side, y, z), _temporal(side, y, z)), _cerebellum(side, y, z), _stem(side, y, z))
 
     def at(self, x: Floats, y: Floats, z: Floats, voxel_mm: float) -> Tissues:
         """Tissues at points (N,) for voxels of `voxel_mm`."""
@@ -121,10 +122,10 @@ class Anatomy:
         # Read the field further out the deeper the point lies: sheets then stand upright on the surface.
         stretch = 1 + 0.6 * np.clip(inside, 0, 30) / away
         px, py, pz = x * stretch, y * stretch, z * stretch
-        depth_mm = 13.0 + 4.0 * self.relief.at(px, py, pz)
+        depth_mm = 15.5 + 4.0 * self.relief.at(px, py, pz)
         main = _sheet(self.folds.at(px, py, pz), _FOLD_MM) - self.atrophy_mm + np.clip(inside - depth_mm, 0, None)
         fine = _sheet(self.details.at(px, py, pz), 16.0) - 0.5 * self.atrophy_mm + np.clip(inside - 0.35 * depth_mm, 0, None)
-        return np.minimum(np.minimum(main, fine), _sylvian(side, y, z))
+        return np.minimum(np.minimum(main, fine), _sylvian(side, y, z + 3.0 * self.relief.at(x, y, z)))
 
     def _ventricles(self, side: Floats, y: Floats, z: Floats) -> Floats:
         lateral = np.max([_tube(side, y, z, course, self.ventricle) for course in _VENTRICLE], axis=0)
@@ -142,7 +143,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         ventricle=0.75 + 0.5 * age + 0.1 * float(rng.uniform()),
         atrophy_mm=0.5 + 0.6 * age,
         cortex_mm=3.0 - 0.4 * age,
-        warp=(smooth_field(rng, 80.0), smooth_field(rng, 80.0), smooth_field(rng, 80.0)),
+        warp=(smooth_field(rng, 110.0), smooth_field(rng, 110.0), smooth_field(rng, 110.0)),
         folds=smooth_field(rng, _FOLD_MM),
         details=smooth_field(rng, 16.0),
         relief=smooth_field(rng, 60.0),
@@ -167,11 +168,6 @@ def ellipsoid(x: Floats, y: Floats, z: Floats, centre: tuple[float, ...], radii:
     return np.asarray((1 - level) * level / slope, dtype=np.float32)
 
 
-def _outer(x: Floats, y: Floats, z: Floats) -> Floats:
-    side = np.abs(x)
-    return _union(np.maximum(_cerebrum(side, y, z), _temporal(side, y, z)), _cerebellum(side, y, z), _stem(side, y, z))
-
-
 def _union(*depths: Floats) -> Floats:
     """Smooth maximum: the skull-stripped hull fills the clefts between its parts, as CSF does."""
     softness = 3.0
@@ -182,7 +178,8 @@ def _union(*depths: Floats) -> Floats:
 
 def _cerebrum(side: Floats, y: Floats, z: Floats) -> Floats:
     """Egg-shaped seen from above (wider behind), domed, with a flat base."""
-    wide = side / (1 - 0.09 * np.tanh(y / 55.0))
+    wide = side / (1 - 0.08 * np.tanh(y / 55.0))
+    y = y * (1 - 0.10 * (side / 67.0) ** 2)  # blunt poles
     flat = np.where(z > 0, z, z * 70.0 / 30.0)
     return ellipsoid(wide, y, flat, (0.0, 0.0, 0.0), (67.0, 86.0, 70.0))
 
@@ -192,7 +189,7 @@ def _temporal(side: Floats, y: Floats, z: Floats) -> Floats:
 
 
 def _cerebellum(side: Floats, y: Floats, z: Floats) -> Floats:
-    return ellipsoid(side, y, z, (22.0, -54.0, -42.0), (31.0, 27.0, 20.0))
+    return ellipsoid(side, y, z, (19.0, -56.0, -41.0), (33.0, 29.0, 22.0))
 
 
 def _stem(side: Floats, y: Floats, z: Floats) -> Floats:
@@ -212,7 +209,7 @@ def _fissure(side: Floats, y: Floats, z: Floats) -> Floats:
 def _sylvian(side: Floats, y: Floats, z: Floats) -> Floats:
     """Distance to the cleft above the temporal lobe: open to the side, rising backwards, ending at the insula."""
     sheet = np.abs(z + 12.0 + 0.25 * y) - 1.2
-    return np.asarray(sheet + np.clip(32.0 - side, 0, None) + np.clip(-38.0 - y, 0, None), dtype=np.float32)
+    return np.asarray(sheet + np.clip(34.0 - side, 0, None) + np.clip(-38.0 - y, 0, None), dtype=np.float32)
 
 
 def _folia(side: Floats, y: Floats, z: Floats, depth: Floats) -> Floats:

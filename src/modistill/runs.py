@@ -1,0 +1,317 @@
+"""From a recipe to a run folder, and from a run folder to a model that predicts.
+
+A run folder holds `recipe.yaml` (every default spelled out), `environment.json`, `split.json`, `log.csv`, `progress.png`,
+`checkpoints/`, and `model.safetensors` + `model.json`: the deployable network with its card.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from modistill.checkpoints import Checkpoints
+from modistill.data.augmentation import augmentations
+from modistill.data.loading import Loader
+from modistill.data.naming import conventions
+from modistill.data.preprocessing import Preprocessing
+from modistill.data.store import Plan, PreparedCohort
+from modistill.errors import FileError, ModelError, RecipeError
+from modistill.files import run_lock, write_json
+from modistill.inference.predictor import Model
+from modistill.inference.windows import predict_windows
+from modistill.methods import load_method
+from modistill.methods.base import Method
+from modistill.metrics.overlap import dice
+from modistill.recipe import Inference, MethodChoice, Recipe, build, check, load_recipe, save_recipe, takes
+from modistill.training import Status, TrainingSettings, fit
+from modistill.weights import load_weights, save_weights
+
+if TYPE_CHECKING:
+    from modistill.data.regions import Regions
+
+__all__ = ["build_method", "load_model", "resolve", "train"]
+
+MODEL = "model.safetensors"
+
+
+def train(
+    recipe: Recipe,
+    prepared: Path,
+    output: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    tensorboard: bool = False,
+    report: Callable[[Status], None] | None = None,
+) -> Method:
+    """Train what a recipe says on prepared cases; everything worth keeping goes into the run folder.
+
+    Args:
+        recipe: the experiment.
+        prepared: folder written by `modistill prepare`.
+        output: the run folder; new, or to be resumed.
+        resume: go on from the newest checkpoint there.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        tensorboard: also log to `output/tensorboard`.
+        report: told after every step.
+
+    Raises:
+        RecipeError: the recipe does not fit the method or the prepared cases.
+        ModelError: weights to start from are damaged or of another network, or there is nothing to resume.
+        FileError: the run folder is taken.
+        TrainingStopped: see `modistill.training.fit`.
+    """
+    settings = check(TrainingSettings, recipe.training, "training")
+    cohort = PreparedCohort(prepared)
+    _require_same_data(recipe, cohort.plan, prepared)
+    recipe = resolve(recipe, cohort.plan)
+    torch.manual_seed(settings.seed)
+    method = build_method(recipe)
+    _require_modalities(method, cohort.plan)
+    with run_lock(output):
+        _open(output, recipe, cohort, resume)
+        if not resume:
+            _start_from(method, recipe, output)
+        return fit(
+            method,
+            _loader(recipe, cohort, method, settings.seed),
+            output,
+            settings,
+            validate=_validation(recipe, cohort, method),
+            on_best=lambda best, score, epoch: _deploy(best, score, epoch, recipe, cohort, output),
+            report=_with_picture(output, report),
+            resume=resume,
+            device=device,
+            loggers=_loggers(output) if tensorboard else (),
+        )
+
+
+def resolve(recipe: Recipe, plan: Plan) -> Recipe:
+    """The recipe with everything filled in that the cohort decides: the number of classes, computed class weights."""
+    constructor, arguments = load_method(recipe.method.name), recipe.method.arguments
+    if takes(constructor, "classes"):
+        arguments.setdefault("classes", len(conventions[plan.convention].values) + 1)
+    if arguments.get("class_weights") == "computed":
+        arguments["class_weights"] = [round(float(weight), 4) for weight in plan.class_weights]
+    return recipe.model_copy(update={"method": MethodChoice(name=recipe.method.name, **arguments)})
+
+
+def build_method(recipe: Recipe) -> Method:
+    """The method of a resolved recipe, with its initial weights."""
+    return build(load_method(recipe.method.name), recipe.method.arguments, "method")
+
+
+def load_model(run: Path) -> Model:
+    """The deployable part of a run: only the network that segments is built, the rest stays without memory.
+
+    Raises:
+        ModelError: no model there, a damaged one, or one that this version cannot build.
+    """
+    path = run / MODEL if run.is_dir() else run
+    tensors, card = load_weights(path)
+    try:
+        arguments = dict(card["method"])
+        with torch.device("meta"):
+            method = build(load_method(arguments.pop("name")), arguments, "method")
+        method.get_submodule(method.deployed).load_state_dict(tensors, strict=True, assign=True)
+        preprocessing = Preprocessing.from_json(card["preprocessing"])
+        inference = Inference.model_validate(card["inference"])
+        return Model(
+            name=card["name"],
+            method=method.eval(),
+            preprocessing=preprocessing,
+            convention=conventions[card["convention"]],
+            window=inference.window,
+            source=path,
+            digest=card["digest"],
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError, RecipeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"cannot be built by this version: {reason}", file=path, remedy="use the version it names") from error
+
+
+def _require_same_data(recipe: Recipe, plan: Plan, prepared: Path) -> None:
+    made = plan.preprocessing
+    for name in ("modalities", "available", "normalisation", "spacing_mm", "size"):
+        wanted, found = getattr(recipe.data, name), getattr(made, name)
+        if name == "available":
+            wanted = wanted or recipe.data.modalities
+        if wanted != found:
+            raise RecipeError(
+                f"data.{name} is {_text(wanted)}, the prepared cases were made with {_text(found)}",
+                file=prepared,
+                remedy="prepare them with this recipe",
+            )
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _require_modalities(method: Method, plan: Plan) -> None:
+    foreign = [name for name in method.modalities if name not in plan.preprocessing.modalities]
+    if foreign:
+        known = ", ".join(plan.preprocessing.modalities)
+        raise RecipeError(f"method reads {', '.join(foreign)}, the prepared cases hold {known}")
+
+
+def _open(output: Path, recipe: Recipe, cohort: PreparedCohort, resume: bool) -> None:
+    """Make the folder's records, or see that a resumed run is the same experiment."""
+    if resume:
+        before = load_recipe(output / "recipe.yaml")
+        if _identity(before) != _identity(recipe):
+            raise RecipeError(
+                "this recipe differs from the run's own", file=output / "recipe.yaml", remedy="only training.epochs may change"
+            )
+    elif Checkpoints(output / "checkpoints").exists() or (output / MODEL).exists():
+        raise FileError("holds a run already", file=output, remedy="--resume to go on, or choose another folder")
+    save_recipe(recipe, output / "recipe.yaml")
+    write_json(output / "environment.json", _environment())
+    write_json(output / "split.json", cohort.split)
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    content = recipe.model_dump(mode="json", exclude={"about", "start_from"})
+    content["training"].pop("epochs", None)
+    return content
+
+
+def _environment() -> dict[str, Any]:
+    packages = ("modistill", "torch", "numpy", "monai", "nibabel", "blosc2", "lightning-fabric")
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": {name: metadata.version(name) for name in packages},
+    }
+
+
+def _start_from(method: Method, recipe: Recipe, output: Path) -> None:
+    """Give networks the deployed weights of other runs, if they read the same modalities in the same order."""
+    for network, folder in recipe.start_from.items():
+        if network not in method.reads:
+            raise RecipeError(f"start_from.{network}: no such network", remedy=f"known: {', '.join(method.reads)}")
+        path = Path(folder) if Path(folder).is_absolute() else (output / folder)
+        tensors, card = load_weights(path / MODEL if path.suffix != ".safetensors" else path)
+        if tuple(card["reads"]) != method.reads[network]:
+            raise ModelError(
+                f"reads {', '.join(card['reads'])}, the {network} of this method reads {', '.join(method.reads[network])}",
+                file=path,
+            )
+        try:
+            method.get_submodule(network).load_state_dict(tensors, strict=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(f"does not fit the {network}: {reason}", file=path, remedy="use equal widths") from error
+
+
+def _loader(recipe: Recipe, cohort: PreparedCohort, method: Method, seed: int) -> Loader:
+    sampling = recipe.sampling
+    return Loader(
+        cohort,
+        cohort.ids("train"),
+        modalities=method.modalities,
+        available=method.available,
+        batch_size=sampling.batch_size,
+        patch_size=sampling.patch_size,
+        samples_per_case=sampling.samples_per_case,
+        foreground_fraction=sampling.foreground_fraction,
+        augmentation=augmentations[sampling.augmentation],
+        seed=seed,
+        workers=sampling.workers,
+    )
+
+
+def _validation(recipe: Recipe, cohort: PreparedCohort, method: Method) -> Callable[[Method], Mapping[str, float]] | None:
+    """Dice of whole validation cases; "score" is its mean over regions, as HAD-Net selects its checkpoints.
+
+    The Dice here is smoothed by one voxel as theirs, so that it is defined for a case without enhancing tumour.
+    """
+    ids = cohort.ids("validation")
+    if not ids:
+        return None
+    regions = conventions[cohort.plan.convention].class_regions
+    channels = [cohort.plan.preprocessing.modalities.index(name) for name in method.available]
+    inference = recipe.inference
+
+    def validate(trained: Method) -> dict[str, float]:
+        scores = []
+        device = next(trained.parameters()).device
+        for case in ids:
+            prepared = cohort.read(case)
+            images = torch.from_numpy(np.ascontiguousarray(prepared.images[channels], dtype=np.float32))
+            found = predict_windows(
+                trained.segment, images, window=inference.window, overlap=inference.overlap, device=device
+            )
+            scores.append(_region_dice(found.argmax(0).cpu().numpy(), prepared.labels, regions))
+        means = np.mean(scores, axis=0)
+        return {"score": float(means.mean()), **{f"dice/{name}": float(m) for name, m in zip(regions, means, strict=True)}}
+
+    return validate
+
+
+def _region_dice(found: Any, reference: Any, regions: Regions) -> list[float]:
+    pairs = zip(regions.encode(found), regions.encode(reference), strict=True)
+    return [dice(one, other, smooth=1.0) for one, other in pairs]
+
+
+def _deploy(method: Method, score: float, epoch: int, recipe: Recipe, cohort: PreparedCohort, output: Path) -> None:
+    """Write the network that segments, with everything a stranger needs to use it."""
+    plan = cohort.plan
+    kept = tuple(name for name in plan.preprocessing.available if name in method.available)
+    preprocessing = replace(plan.preprocessing, modalities=method.available, available=kept)
+    card = {
+        "name": output.resolve().name,
+        "about": recipe.about,
+        "method": recipe.method.model_dump(mode="json"),
+        "network": method.deployed,
+        "reads": list(method.available),
+        "trained_with": list(method.modalities),
+        "classes": ["background", *conventions[plan.convention].values],
+        "convention": plan.convention,
+        "preprocessing": preprocessing.to_json(),
+        "inference": recipe.inference.model_dump(mode="json"),
+        "validation_score": score if np.isfinite(score) else None,
+        "epoch": epoch,
+        "training_cases": len(cohort.ids("train")),
+        "seed": recipe.training.get("seed", 0),
+        "versions": _environment()["packages"],
+    }
+    save_weights(output / MODEL, method.get_submodule(method.deployed).state_dict(), card)
+
+
+def _with_picture(output: Path, report: Callable[[Status], None] | None) -> Callable[[Status], None]:
+    """Tell the caller, and redraw `progress.png` at the end of an epoch, at most once a minute and at the very end."""
+    import time
+
+    from modistill.report.figures import plot_progress
+
+    drawn = 0.0
+
+    def told(status: Status) -> None:
+        nonlocal drawn
+        if report is not None:
+            report(status)
+        if not status.batch and (time.monotonic() - drawn > 60 or status.epoch == status.epochs):
+            plot_progress(output / "log.csv", output / "progress.png")
+            drawn = time.monotonic()
+
+    return told
+
+
+def _loggers(output: Path) -> tuple[Any, ...]:
+    from lightning_fabric.loggers import TensorBoardLogger
+
+    try:
+        return (TensorBoardLogger(output, name="tensorboard", version=""),)
+    except ModuleNotFoundError as error:
+        raise RecipeError("TensorBoard is not installed", remedy="pip install 'modistill[tensorboard]'") from error
