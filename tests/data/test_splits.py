@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from modistill.data.splits import Split, load_shares, make_split, patient_of, tumour_strata
 from modistill.errors import CaseError, RecipeError
 
-THIRDS = {"train": 0.7, "val": 0.1, "test": 0.2}
+THIRDS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 cohorts = st.integers(1, 60).map(lambda n: [f"case{i:03d}" for i in range(n)])
 
 
@@ -28,8 +28,8 @@ def test_every_case_is_in_one_part_and_the_order_does_not_matter(cases, seed, ra
 def test_published_counts_come_out_exactly_and_grades_in_proportion():
     # BraTS 2019: 335 cases, 259 HGG and 76 LGG, split 200 / 66 / 69
     grades = {f"c{i}": "HGG" if i < 259 else "LGG" for i in range(335)}
-    split = make_split(list(grades), {"train": 200, "val": 66, "test": 69}, seed=3, strata=grades)
-    assert [len(split[part]) for part in ("train", "val", "test")] == [200, 66, 69]
+    split = make_split(list(grades), {"train": 200, "validation": 66, "test": 69}, seed=3, strata=grades)
+    assert [len(split[part]) for part in ("train", "validation", "test")] == [200, 66, 69]
     for part in split.parts:
         high = sum(grades[case] == "HGG" for case in split[part])
         assert abs(high - len(split[part]) * 259 / 335) <= 1.0
@@ -60,9 +60,9 @@ def test_examinations_of_one_patient_stay_together(visits, seed):
 
 def test_a_list_fixes_its_part_and_brings_the_patient_along():
     cases = ["p-00001-000", "p-00001-001", *(f"q{i}" for i in range(8))]
-    split = make_split(cases, {"test": ["p-00001-000"], "train": 0.75, "val": 0.25})
+    split = make_split(cases, {"test": ["p-00001-000"], "train": 0.75, "validation": 0.25})
     assert split["test"] == ("p-00001-000", "p-00001-001")
-    assert (len(split["train"]), len(split["val"])) == (6, 2)
+    assert (len(split["train"]), len(split["validation"])) == (6, 2)
 
 
 def test_with_a_test_list_only_the_rest_trains_and_with_a_train_list_the_rest_is_left_out():
@@ -104,8 +104,8 @@ def test_strata_tell_grade_classes_and_size():
 
 def test_split_files(tmp_path: Path):
     path = tmp_path / "split.yaml"
-    path.write_text("test: [a, 7]\ntrain: 0.9\nval: 0.1\n")
-    assert load_shares(path) == {"test": ["a", "7"], "train": 0.9, "val": 0.1}
+    path.write_text("test: [a, 7]\ntrain: 0.9\nvalidation: 0.1\n")
+    assert load_shares(path) == {"test": ["a", "7"], "train": 0.9, "validation": 0.1}
     path.write_text(json.dumps(make_split("abc", {"test": ["a"], "train": ["b", "c"]}).to_json()))
     assert load_shares(path) == {"test": ["a"], "train": ["b", "c"]}
     path.write_text("- a\n")

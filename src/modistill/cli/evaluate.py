@@ -57,10 +57,12 @@ def command(
     from modistill.cli.tables import print_notes, print_table
     from modistill.evaluation.folders import evaluate_folders, ids_that_count
     from modistill.evaluation.protocol import Protocol
-    from modistill.evaluation.scores import write_scores
+    from modistill.evaluation.scores import require_csv, write_scores
     from modistill.evaluation.tables import summary_table
 
     protocol = Protocol(both_empty, penalty_mm, hausdorff95, tolerance_mm, dice, et_minimum_voxels)  # type: ignore[arg-type]
+    place = output or predictions / "scores.csv"
+    require_csv(place)
     with _progress() as on_case:
         evaluation = evaluate_folders(
             predictions,
@@ -72,7 +74,6 @@ def command(
             workers=workers or _cpus(),
             on_case=on_case,
         )
-    place = output or predictions / "scores.csv"
     faults = [str(fault) for fault in evaluation.faults]
     note = {"predictions": str(predictions), "reference": str(reference), "faults": faults}
     write_scores(place, evaluation.scores, note=note)

@@ -303,9 +303,10 @@ def _row(table: Path, number: int, row: Any, found: Gathering) -> None:
     hint = row.get("convention") or None
     if hint is not None and hint not in conventions:
         raise CaseError(f"unknown label convention {hint!r}", case=case, remedy=f"known: {', '.join(conventions)}")
-    for column, cell in row.items():
-        if column in ("case", "convention") or not cell:
-            continue
+    cells = {column: cell for column, cell in row.items() if column not in ("case", "convention") and cell}
+    if not cells:
+        raise CaseError("no file in the row", case=case, remedy="fill in a path or remove the row")
+    for column, cell in cells.items():
         file = table.parent / str(cell)
         if not file.exists():
             raise CaseError(f"{column}: no such file {cell}", case=case, remedy="correct the path or leave the cell empty")

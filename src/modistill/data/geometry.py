@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from modistill.errors import GeometryError
 __all__ = ["Geometry", "Triple", "centred", "triple", "tuples"]
 
 Triple: TypeAlias = tuple[int, int, int]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _resample(
     return np.asarray(sitk.GetArrayFromImage(resampled))
 
 
-def triple(values: Any) -> Any:
+def triple(values: Iterable[Value]) -> tuple[Value, Value, Value]:
     """Exactly three values, as a tuple."""
     a, b, c = values
     return a, b, c

@@ -174,6 +174,8 @@ def guess_convention(values: Iterable[float], hint: str | None = None) -> LabelC
     if 4.0 in found and 3.0 not in found and conventions["brats2021"].fits(found):
         return conventions["brats2021"]
     fitting = [convention for convention in conventions.values() if convention.fits(found)]
+    if len(fitting) == 1:
+        return fitting[0]
     text = ", ".join(f"{value:g}" for value in found) or "none"
     if not fitting:
         raise LabelError(f"label values {text} fit no known convention", remedy=f"known: {', '.join(conventions)}")

@@ -74,7 +74,7 @@ class Preprocessing:
         spacing_mm: voxel size to resample to; None keeps each case's own.
         size: (D, H, W) in voxels to pad to; None keeps each case's own.
         crop: cut to the bounding box of the brain mask.
-        convention: name of the label convention, for cases that do not say theirs.
+        convention: name of the label convention; None takes what each case says.
 
     Raises:
         RecipeError: a value that makes no sense, with the ones that do.
@@ -213,14 +213,11 @@ class Preprocessing:
         return geometry.forward(box)
 
     def _convention(self, case: Case) -> LabelConvention:
-        """The case's own convention, as long as its classes are those of the cohort."""
-        name = case.convention or self.convention
+        """What the user said; else what the case's layout says."""
+        name = self.convention or case.convention
         if name is None:
             raise LabelError("nobody says which convention the labels follow", remedy="give --labels")
-        own = conventions[name]
-        if self.convention is not None and tuple(own.values) != tuple(conventions[self.convention].values):
-            raise LabelError(f"labels follow {name}, the cohort {self.convention}: their classes differ")
-        return own
+        return conventions[name]
 
 
 def brain_mask(images: Mapping[str, NDArray[Any]], *, case: str | None = None) -> Mask:

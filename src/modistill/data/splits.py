@@ -1,8 +1,8 @@
 """Who trains, who validates, who tests: decided once, by case id, and written down.
 
 A split is asked for as `{part: share}`. A share is a list of case ids, a count, or a fraction of the cases that are left after
-lists and counts; fractions are relative to each other. `{"test": [...], "train": 0.9, "val": 0.1}` therefore fixes the test
-cases and deals the rest.
+lists and counts; fractions are relative to each other. `{"test": [...], "train": 0.9, "validation": 0.1}` therefore fixes the
+test cases and deals the rest.
 
 Dealing is seeded, does not depend on the order of the ids, keeps all examinations of one patient in one part, and is
 stratified: each stratum is spread over the parts in proportion.
@@ -15,8 +15,8 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -25,7 +25,7 @@ import numpy as np
 
 from modistill.errors import CaseError, RecipeError
 
-__all__ = ["Share", "Split", "load_shares", "make_split", "patient_of", "tumour_strata"]
+__all__ = ["Share", "Split", "load_shares", "make_split", "patient_of", "require_known", "tumour_strata"]
 
 _LEFT_OUT = ""  # the part of those that counts leave over; a real part has a name
 
@@ -60,7 +60,7 @@ class Split:
 
     parts: Mapping[str, tuple[str, ...]]
     seed: int | None = None
-    patients: Mapping[str, str] = MappingProxyType({})
+    patients: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", MappingProxyType({name: tuple(sorted(ids)) for name, ids in self.parts.items()}))
@@ -134,7 +134,7 @@ def make_split(
     """
     shares = _checked(shares)
     listed = {part: tuple(share) for part, share in shares.items() if not isinstance(share, int | float)}
-    _require_known(listed, cases)
+    require_known(listed, cases)
     owners = dict(patients or {})
     rest = sorted(set(cases).difference(*listed.values()))
     followers = {owners.get(case, patient_of(case)): part for part, ids in listed.items() for case in ids}
@@ -190,7 +190,7 @@ def load_shares(path: Path) -> dict[str, Share]:
     if isinstance(values, dict) and "parts" in values:
         values = values["parts"]
     if not isinstance(values, dict):
-        raise RecipeError("not a split file", file=path, remedy="write `test: [case, case]`, `train: 0.9`, `val: 0.1`")
+        raise RecipeError("not a split file", file=path, remedy="write `test: [case, case]`, `train: 0.9`, `validation: 0.1`")
     return _checked({str(part): share for part, share in values.items()}, file=path)
 
 
@@ -211,9 +211,14 @@ def _checked(shares: Mapping[str, Share], file: Path | None = None) -> dict[str,
     return checked
 
 
-def _require_known(listed: Mapping[str, Iterable[str]], cases: Collection[str]) -> None:
-    for part, ids in listed.items():
-        for case in ids:
+def require_known(shares: Mapping[str, Share], cases: Collection[str]) -> None:
+    """Refuse a share that lists a case which is not in the cohort.
+
+    Raises:
+        RecipeError: with the nearest id there is.
+    """
+    for part, share in shares.items():
+        for case in () if isinstance(share, int | float) else share:
             if case not in cases:
                 near = difflib.get_close_matches(case, cases, n=1)
                 remedy = f"did you mean {near[0]}?" if near else f"the cohort has {len(cases)} cases"

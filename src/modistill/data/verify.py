@@ -254,7 +254,7 @@ def _label_faults(case: CaseFiles, counts: Mapping[float, int]) -> Iterator[Faul
             yield Fault(case.id, place, reason, error.remedy)
     elif set(counts) == {0.0}:
         yield Fault(case.id, place, "the label map holds only background", None, "notice")
-    if 0.0 not in counts:
+    elif 0.0 not in counts:
         yield Fault(case.id, place, "the label map has no background", "is it the right file?", "warning")
 
 

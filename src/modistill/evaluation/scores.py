@@ -20,7 +20,7 @@ from modistill.errors import FileError, ScoreError
 from modistill.evaluation.protocol import METRICS, Protocol, Status
 from modistill.files import read_json, write_json, write_text
 
-__all__ = ["Score", "Scores", "read_scores", "write_scores"]
+__all__ = ["Score", "Scores", "read_scores", "refuse_repeated", "require_csv", "write_scores"]
 
 _COLUMNS = ("run", "case", "available", "region", "metric", "value", "unit", "status")
 
@@ -103,8 +103,7 @@ def write_scores(path: Path, scores: Scores, *, note: dict[str, Any] | None = No
         FileError: the name does not end in .csv, or a file cannot be written.
     """
     path = Path(path)
-    if path.suffix != ".csv":
-        raise FileError("score rows are written as CSV", file=path, remedy="give a name that ends in .csv")
+    require_csv(path)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -123,6 +122,16 @@ def write_scores(path: Path, scores: Scores, *, note: dict[str, Any] | None = No
     write_text(path, text)
     # Second: a process killed between the two leaves a digest that does not fit, which reading refuses.
     write_json(path.with_suffix(".json"), (note or {}) | facts)
+
+
+def require_csv(path: Path) -> None:
+    """Refuse a name for score rows that does not end in .csv (before hours of scoring, where asked early).
+
+    Raises:
+        FileError: it does not.
+    """
+    if path.suffix != ".csv":
+        raise FileError("score rows are written as CSV", file=path, remedy="give a name that ends in .csv")
 
 
 def read_scores(path: Path) -> Scores:

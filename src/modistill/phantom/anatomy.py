@@ -11,6 +11,7 @@ grey matter lines the hull and both sides of every sheet, CSF fills the sheet.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,8 @@ from modistill.phantom.noise import Field, Floats, smooth_field
 
 __all__ = ["Anatomy", "Tissues", "draw_anatomy", "fill"]
 
-_FOLD_MM = 25.0  # two gyri
+_FOLD_MM, _DETAIL_MM = 25.0, 16.0  # two gyri
+_VESSEL_MM = 18.0
 _DEEP = {  # centre and radii in mm, one side: |x|, y, z
     "thalamus": ((10.5, -14.0, 5.0), (8.5, 14.0, 9.0)),
     "putamen": ((26.0, 4.0, 2.0), (5.0, 16.0, 10.0)),
@@ -39,22 +41,17 @@ class Tissues:
 
     Attributes:
         brain: depth in mm inside what a skull-stripped image shows (positive inside).
-        csf, grey, white, deep: fractions (N,) of one where `brain` is positive.
+        shares: tissue -> fraction (N,): csf, grey, white, deep, vessel (and dura) and choroid; they add up to one.
         inside: depth in mm below the outer surface and the fissures between the hemispheres, sulci ignored.
         pial: depth in mm below the nearest surface with sulci: small in the cortex, large in the white matter.
-        choroid: fraction (N,) of choroid plexus; part of `csf`.
-        supratentorial: whether the point belongs to the cerebrum.
+        cerebrum: 1 where the point belongs to the cerebrum, else 0.
     """
 
     brain: Floats
-    csf: Floats
-    grey: Floats
-    white: Floats
-    deep: Floats
+    shares: Mapping[str, Floats]
     inside: Floats
     pial: Floats
-    choroid: Floats
-    supratentorial: Floats
+    cerebrum: Floats
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,7 @@ class Anatomy:
         warp: three fields that bend everything by `warp_mm`, so that the sides differ.
         folds, details: fields whose zero sheets are the sulci; `details` for the shallow ones.
         relief: field that makes some sulci deeper than others.
+        vessels: two fields; vessels run where both are zero.
     """
 
     scale: tuple[float, float, float]
@@ -79,6 +77,7 @@ class Anatomy:
     folds: Field
     details: Field
     relief: Field
+    vessels: tuple[Field, Field]
     warp_mm: float = 2.0
 
     def hull(self, x: Floats, y: Floats, z: Floats) -> Floats:
@@ -97,20 +96,32 @@ class Anatomy:
         pial = np.minimum(inside, self._sulci(x, y, z, side, inside))
         pial = np.maximum(pial, np.minimum(cerebellum - 0.7, _folia(side, y, z, cerebellum)))
         pial = np.maximum(pial, stem + np.where(stem > 0, 4.0, 0.0))  # white to its surface
-        supratentorial = (cerebrum >= np.maximum(cerebellum, stem)).astype(np.float32)
-        depths = (_union(cerebrum, cerebellum, stem), pial, self._ventricles(side, y, z), _deep_grey(side, y, z))
-        return self._fractions(depths, np.maximum(inside, cerebellum), supratentorial, _choroid(side, y, z), voxel_mm)
+        depths = _union(cerebrum, cerebellum, stem), pial, self._ventricles(side, y, z), _deep_grey(side, y, z)
+        above = (cerebrum >= np.maximum(cerebellum, stem)).astype(np.float32)
+        shares = self._shares(*depths, _choroid(side, y, z), above, voxel_mm)
+        _move(shares, "csf", "vessel", self._vessel_share(x, y, z, depths[0], shares["csf"], voxel_mm))
+        return Tissues(depths[0], shares, np.maximum(inside, cerebellum), pial, above)
 
-    def _fractions(
-        self, depths: tuple[Floats, ...], inside: Floats, supra: Floats, choroid: Floats, voxel_mm: float
-    ) -> Tissues:
+    def _shares(
+        self, brain: Floats, pial: Floats, ventricle: Floats, deep: Floats, choroid: Floats, above: Floats, voxel_mm: float
+    ) -> dict[str, Floats]:
         """Depths -> fractions: each inner structure takes its share of the outer one."""
-        brain, pial, ventricle, deep = depths
-        not_csf = fill(pial, voxel_mm) * (1 - fill(ventricle, voxel_mm))
-        white = fill(pial - self.cortex_mm, voxel_mm) * not_csf
-        nuclei = fill(deep, voxel_mm) * white * supra
-        plexus = fill(choroid, voxel_mm) * fill(ventricle, voxel_mm) * 0.6
-        return Tissues(brain, 1 - not_csf, not_csf - white, white - nuclei, nuclei, inside, pial, plexus, supra)
+        solid = fill(pial, voxel_mm) * (1 - fill(ventricle, voxel_mm))
+        white = fill(pial - self.cortex_mm, voxel_mm) * solid
+        shares = {"csf": 1 - solid, "grey": solid - white, "white": white}
+        _move(shares, "white", "deep", fill(deep, voxel_mm) * white * above)
+        _move(shares, "csf", "choroid", 0.6 * fill(choroid, voxel_mm) * fill(ventricle, voxel_mm))
+        return shares
+
+    def _vessel_share(self, x: Floats, y: Floats, z: Floats, brain: Floats, csf: Floats, voxel_mm: float) -> Floats:
+        """Vessels in the CSF over and between the gyri, and patches of dura left by skull stripping."""
+        share = np.zeros_like(csf)
+        (there,) = np.nonzero((csf > 0.02) & (brain < 25))
+        first, second = (field.at(x[there], y[there], z[there]) for field in self.vessels)
+        vessel = fill(0.7 - np.hypot(_sheet(first, _VESSEL_MM), _sheet(second, _VESSEL_MM)), voxel_mm)
+        dura = 0.6 * fill(1.0 - np.abs(brain[there] - 0.5), voxel_mm) * np.clip(first, 0, 1)
+        share[there] = np.maximum(vessel, dura)
+        return share
 
     def _bend(self, x: Floats, y: Floats, z: Floats) -> tuple[Floats, Floats, Floats]:
         shift = [self.warp_mm * field.at(x, y, z) for field in self.warp]
@@ -118,14 +129,19 @@ class Anatomy:
 
     def _sulci(self, x: Floats, y: Floats, z: Floats, side: Floats, inside: Floats) -> Floats:
         """Distance to the nearest sulcus, which ends at a depth of its own; large below all sulci."""
+        sulci = np.full_like(inside, 99.0)
+        (there,) = np.nonzero(np.abs(inside) < 40)
+        x, y, z, side, inside = x[there], y[there], z[there], side[there], inside[there]
         away = np.sqrt((side - 22.0) ** 2 + y**2 + (z - 4.0) ** 2) + 1.0
         # Read the field further out the deeper the point lies: sheets then stand upright on the surface.
         stretch = 1 + 0.6 * np.clip(inside, 0, 30) / away
         px, py, pz = x * stretch, y * stretch, z * stretch
-        depth_mm = 15.5 + 4.0 * self.relief.at(px, py, pz)
+        relief = self.relief.at(px, py, pz)
+        depth_mm = 15.5 + 4.0 * relief
         main = _sheet(self.folds.at(px, py, pz), _FOLD_MM) - self.atrophy_mm + np.clip(inside - depth_mm, 0, None)
-        fine = _sheet(self.details.at(px, py, pz), 16.0) - 0.5 * self.atrophy_mm + np.clip(inside - 0.35 * depth_mm, 0, None)
-        return np.minimum(np.minimum(main, fine), _sylvian(side, y, z + 3.0 * self.relief.at(x, y, z)))
+        fine = _sheet(self.details.at(px, py, pz), _DETAIL_MM) - 0.5 * self.atrophy_mm + np.clip(inside - 0.35 * depth_mm, 0, None)
+        sulci[there] = np.min([main, fine, _sylvian(side, y, z + 3.0 * relief)], axis=0)
+        return sulci
 
     def _ventricles(self, side: Floats, y: Floats, z: Floats) -> Floats:
         lateral = np.max([_tube(side, y, z, course, self.ventricle) for course in _VENTRICLE], axis=0)
@@ -145,8 +161,9 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         cortex_mm=3.0 - 0.4 * age,
         warp=(smooth_field(rng, 110.0), smooth_field(rng, 110.0), smooth_field(rng, 110.0)),
         folds=smooth_field(rng, _FOLD_MM),
-        details=smooth_field(rng, 16.0),
+        details=smooth_field(rng, _DETAIL_MM),
         relief=smooth_field(rng, 60.0),
+        vessels=(smooth_field(rng, _VESSEL_MM), smooth_field(rng, _VESSEL_MM)),
     )
 
 
@@ -166,6 +183,13 @@ def ellipsoid(x: Floats, y: Floats, z: Floats, centre: tuple[float, ...], radii:
     level = np.sqrt(sum(part**2 for part in parts) + 1e-6)
     slope = np.sqrt(sum((part / r) ** 2 for part, r in zip(parts, radii, strict=True)) + 1e-12)
     return np.asarray((1 - level) * level / slope, dtype=np.float32)
+
+
+def _move(shares: dict[str, Floats], source: str, target: str, amount: Floats) -> None:
+    """Turn up to `amount` of one tissue into another."""
+    taken = np.minimum(amount, shares[source])
+    shares[source] = shares[source] - taken
+    shares[target] = shares.get(target, 0.0) + taken
 
 
 def _union(*depths: Floats) -> Floats:

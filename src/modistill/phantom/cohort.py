@@ -1,71 +1,135 @@
-"""Phantom patients: in memory, or a cohort on disk in BraTS folders, so that everything downstream is the real path."""
+"""A phantom cohort on disk, in BraTS folders, so that everything downstream is the real path."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ProcessPoolExecutor
+import multiprocessing
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from modistill.errors import FileError, RecipeError
+from modistill.phantom.patient import Shape, case_id, check_request, phantom_case, spacing_mm
+from modistill.phantom.sequences import MODALITIES
 
-from modistill.data.case import Case
-from modistill.data.volume import Native, Volume
-from modistill.errors import CaseError, FileError, RecipeError
-from modistill.files import atomic_folder, read_json, write_json, write_text
-from modistill.phantom.anatomy import Tissues, draw_anatomy, fill
-from modistill.phantom.noise import Axes, Floats, smooth_field
-from modistill.phantom.sequences import MODALITIES, TISSUES, acquire, draw_scans, draw_texture, draw_tissues, mix, signal
-from modistill.phantom.tumour import Lesion, draw_tumour
+__all__ = ["write_cohort"]
 
-VERSION = 1
+_FORMAT = 1  # counts up when the same seed no longer gives the same patient
+_RECORD = "phantom.json"
+_README = """# Synthetic patients
+
+Every image in this folder was computed by `modistill phantom`: no person was ever examined. Anatomy comes from formulas,
+contrast from the signal equations of spin echo and inversion recovery, tumours from random fields. Good for tests, demonstrations
+and comparisons of methods under known conditions; says nothing about performance on patients.
+
+`{record}` holds the parameters. One folder a case, named as BraTS 2021 names its files: `_t1`, `_t1ce`, `_t2`, `_flair` (int16,
+zero outside the brain) and `_seg` (1 necrosis and non-enhancing core, 2 oedema, 4 enhancing tumour).
+Modalities left out on purpose: {without}.
+"""
 
 
-def spacing_for(shape):
-    used = [r / n for r, n in zip((148.0, 184.0, 155.0), shape) if n > 1]
-    return max(used)
+def write_cohort(
+    folder: Path,
+    cases: int,
+    *,
+    seed: int = 0,
+    shape: Shape = (96, 96, 80),
+    first: int = 0,
+    without: Collection[str] = (),
+    workers: int = 1,
+    progress: Callable[[str], None] | None = None,
+) -> list[Path]:
+    """Write patients as `FOLDER/Phantom_00000/Phantom_00000_t1.nii.gz` and so on, each folder whole or not at all.
+
+    An interrupted call is finished by the same call, and a cohort grows by a call for more cases: patients that are there are
+    kept. `phantom.json` records the parameters, and a folder made with others is refused.
+
+    Args:
+        folder: made if absent.
+        cases: how many patients.
+        seed: of the cohort.
+        shape: (D, H, W) voxels; the voxel size follows.
+        first: number of the first patient, so that a test cohort can hold others than the training cohort.
+        without: modalities that are not written, as if they had never been acquired.
+        workers: processes; 1 works in this one.
+        progress: called with the id of each patient that is there, as it is finished.
+
+    Returns:
+        The folders of the patients, in order.
+
+    Raises:
+        RecipeError: parameters no phantom can be made of, or other ones than the folder was made with.
+        FileError: the folder cannot be written.
+    """
+    _check(cases, seed, shape, first, without, workers)
+    kept = tuple(name for name in MODALITIES if name not in without)
+    folder = Path(folder)
+    _record(folder, {"format": _FORMAT, "seed": seed, "shape": list(shape), "modalities": list(kept)}, shape, without)
+    numbers = range(first, first + cases)
+    missing = [number for number in numbers if not (folder / case_id(number)).is_dir()]
+    done = progress or (lambda case: None)
+    for number in sorted(set(numbers) - set(missing)):
+        done(case_id(number))
+    for number in _each(missing, workers, (folder, seed, shape, kept)):
+        done(case_id(number))
+    return [folder / case_id(number) for number in numbers]
 
 
-def make(index, seed, shape):
-    sp = spacing_for(shape)
-    rng = lambda part: np.random.default_rng([seed, index, part])
-    anatomy = draw_anatomy(rng(0)); tumour = draw_tumour(rng(1), anatomy)
-    axes = tuple(((np.arange(n) - (n - 1) / 2) * sp).astype(np.float32) for n in shape)
-    X, Y, Z = np.meshgrid(*axes, indexing="ij", sparse=True)
-    near = (X/72)**2+(Y/92)**2+(Z/76)**2 < 1.0
-    near[...] = True
-    x, y, z = (np.broadcast_to(c, shape)[near] for c in (X, Y, Z))
-    hull = anatomy.hull(x, y, z)
-    keep = hull > -4
-    near[near] = keep
-    x, y, z, hull = x[keep], y[keep], z[keep], hull[keep]
-    brain = anatomy.at(*tumour.displace(x, y, z, hull), sp)
-    les = tumour.at(x, y, z, brain, sp)
-    rngt = rng(2)
-    tissues, scans = draw_tissues(rngt), draw_scans(rngt)
-    texture = draw_texture(rngt, axes, near)
-    a, b = smooth_field(rngt, 18.0).on(axes)[near], smooth_field(rngt, 18.0).on(axes)[near]
-    vessel = fill(0.7 - np.hypot(a, b) * 18 / 6.28, sp) * (brain.inside < 14) * brain.csf
-    dura = fill(1.0 - np.abs(brain.brain - .5), sp) * np.clip(a, 0, 1) * brain.csf * .6
-    vessel = np.maximum(vessel, dura)
-    h = 1 - les.necrosis - les.solid - les.enhancing - les.oedema
-    # oedema takes white only
-    core = les.necrosis + les.solid + les.enhancing
-    rest = np.clip(1 - core, 0, 1)
-    ed = les.oedema
-    w = np.clip(brain.white * rest - ed, 0, 1)
-    d = np.clip(brain.deep * rest - np.clip(ed - brain.white * rest, 0, 1), 0, 1)
-    csf = brain.csf * (1 - np.clip(vessel, 0, 1) - brain.choroid * (1 - vessel))
-    fr = dict(white=w, grey=brain.grey * rest, deep=d, csf=np.clip(brain.csf - vessel - brain.choroid, 0, 1) * rest, vessel=vessel * rest,
-              choroid=brain.choroid * rest, necrosis=les.necrosis, solid=les.solid, enhancing=les.enhancing, oedema=ed)
-    mask = np.zeros(shape, bool); mask[near] = brain.brain > 0
-    images = {}
-    for m, name in enumerate(MODALITIES):
-        t = np.zeros(shape, np.float32); t[near] = mix(scans[name], tissues, fr, texture, les.wetness)
-        one = [np.array([v]) for v in (tissues["white"].t1_ms, tissues["white"].t2_ms, tissues["white"].gadolinium_mm)]
-        white = float(signal(scans[name], tissues["white"], *one)[0])
-        images[name] = acquire(rng(10 + m), scans[name], t * mask, mask, axes, white)
-    labels = np.zeros(shape, np.uint8); labels[near] = les.labels * (brain.brain > 0)
-    frs = {}
-    for k, v in fr.items():
-        o = np.zeros(shape, np.float32); o[near] = v; frs[k] = o * mask
-    return images, labels, frs, tumour, sp
+def _check(cases: int, seed: int, shape: Shape, first: int, without: Collection[str], workers: int) -> None:
+    check_request(first, seed, shape)
+    if cases < 1 or workers < 1:
+        raise RecipeError(f"{cases} cases with {workers} workers", file="phantom", remedy="give at least one of each")
+    unknown = sorted(set(without) - set(MODALITIES))
+    if unknown:
+        raise RecipeError(f"no modality {', '.join(unknown)}", file="phantom", remedy=f"there are {', '.join(MODALITIES)}")
+    if set(without) >= set(MODALITIES):
+        raise RecipeError("every modality is left out", file="phantom", remedy="leave at least one")
+
+
+def _record(folder: Path, parameters: dict[str, Any], shape: Shape, without: Collection[str]) -> None:
+    """Write the parameters beside the patients, or compare them with those that are there."""
+    from modistill.files import read_json, write_json, write_text
+
+    path = folder / _RECORD
+    if path.exists():
+        there = read_json(path)
+        if not isinstance(there, dict):
+            raise FileError("not the record of a phantom cohort", file=path, remedy="choose another folder")
+        different = [f"{key} {there.get(key)}" for key, value in parameters.items() if there.get(key) != value]
+        if different:
+            raise RecipeError(f"made with {', '.join(different)}", file=path, remedy="choose another folder or the same options")
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileError("holds other files", file=folder, remedy="choose a new or empty folder")
+    write_text(folder / "README.md", _README.format(record=_RECORD, without=", ".join(sorted(without)) or "none"))
+    write_json(path, {"synthetic": True, **parameters, "spacing_mm": spacing_mm(shape)})
+
+
+def _each(numbers: list[int], workers: int, rest: tuple[Path, int, Shape, tuple[str, ...]]) -> Iterator[int]:
+    """Write these patients, in this process or in several; yields each number when it is done."""
+    if workers == 1 or len(numbers) < 2:
+        for number in numbers:
+            yield _write(number, *rest)
+        return
+    # Spawned, not forked: the caller may hold threads (a progress bar, torch), and forking those can hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(numbers)), mp_context=context) as pool:
+        tasks = [pool.submit(_write, number, *rest) for number in numbers]
+        try:
+            for task in as_completed(tasks):
+                yield task.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _write(number: int, folder: Path, seed: int, shape: Shape, kept: tuple[str, ...]) -> int:
+    from modistill.data.nifti import write_volume
+    from modistill.files import atomic_folder
+
+    case = phantom_case(number, seed=seed, shape=shape)
+    with atomic_folder(folder / case.id) as place:
+        for name in kept:
+            write_volume(place / f"{case.id}_{name}.nii.gz", case.images[name], dtype="int16")
+        if case.labels is not None:
+            write_volume(place / f"{case.id}_seg.nii.gz", case.labels, dtype="uint8")
+    return number

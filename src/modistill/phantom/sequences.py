@@ -17,9 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from numpy.typing import NDArray
+
 from modistill.phantom.noise import Axes, Floats, smooth_field
 
-__all__ = ["MODALITIES", "Scan", "Tissue", "acquire", "draw_scans", "draw_tissues", "signal"]
+__all__ = ["MODALITIES", "TISSUES", "Mask", "Scan", "Texture", "Tissue", "acquire", "draw_scans", "draw_texture", "draw_tissues", "mix", "signal", "white_signal"]
+
+Mask = NDArray[np.bool_]
 
 _R1, _R2 = 4.5, 5.5  # relaxivities of gadolinium chelates, per mM and second (Rohrer et al. 2005, doi 10.1097/01.rli.0000184756.66360.d3)
 
@@ -113,6 +117,13 @@ def signal(scan: Scan, tissue: Tissue, t1: Floats, t2: Floats, concentration: Fl
     return np.asarray(tissue.density * recovery * np.exp(-scan.te_ms / t2), dtype=np.float32)
 
 
+def white_signal(scan: Scan, tissues: Mapping[str, Tissue]) -> float:
+    """Signal of plain white matter: what noise and contrasts are relative to."""
+    white = tissues["white"]
+    one = [np.array([value], dtype=np.float32) for value in (white.t1_ms, white.t2_ms, white.gadolinium_mm)]
+    return float(signal(scan, white, *one)[0])
+
+
 def draw_tissues(rng: np.random.Generator) -> dict[str, Tissue]:
     """One patient's tissues: the table, with what varies between patients."""
     common = rng.standard_normal(2) * _TUMOUR_BETWEEN
@@ -160,7 +171,7 @@ class Texture:
     uptake: Floats
 
 
-def draw_texture(rng: np.random.Generator, axes: Axes, inside: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Texture:
+def draw_texture(rng: np.random.Generator, axes: Axes, inside: Mask) -> Texture:
     """Fields of unit variance at the points `inside` a grid: fine grain on coarse blotches."""
 
     def draw() -> Floats:
@@ -193,7 +204,7 @@ def mix(
 
 
 def acquire(
-    rng: np.random.Generator, scan: Scan, truth: Floats, brain: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], axes: Axes,
+    rng: np.random.Generator, scan: Scan, truth: Floats, brain: Mask, axes: Axes,
     white: float,
 ) -> Floats:
     """What the scanner makes of a noise-free signal: slice profile, receive field, Rician noise, integers.
@@ -217,7 +228,7 @@ def acquire(
 
 
 def _thick_slices(
-    scan: Scan, truth: Floats, brain: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], axes: Axes
+    scan: Scan, truth: Floats, brain: Mask, axes: Axes
 ) -> Floats:
     """Average over the slice thickness, within the brain only: what lies outside was not yet stripped when it was scanned."""
     from scipy.ndimage import gaussian_filter1d
@@ -233,6 +244,6 @@ def _thick_slices(
     return np.asarray(np.where(brain, total / np.maximum(weight, 1e-3), 0), dtype=np.float32)
 
 
-def _correlated(first: Floats | float, second: Floats | float) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _correlated(first: Floats | float, second: Floats | float) -> Floats:
     """Two independent unit values -> two of correlation `_WATER`."""
     return np.asarray([first, _WATER * first + np.sqrt(1 - _WATER**2) * second], dtype=np.float32)

@@ -7,6 +7,7 @@ Sizes, and how often a patient shows no or hardly any enhancement, follow the vo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,12 @@ from modistill.phantom.noise import Field, Floats, smooth_field
 
 __all__ = ["Focus", "Lesion", "Tumour", "draw_tumour"]
 
-_KINDS = {"rim": 0.52, "solid": 0.17, "sparse": 0.16, "none": 0.15}  # how the core enhances, and in how many patients
+_KINDS = {  # how the core enhances: share of patients, rim in radii, bias of enhancement
+    "rim": (0.50, (0.16, 0.38), (0.4, 1.7)),
+    "solid": (0.18, (0.5, 0.9), (0.6, 1.6)),
+    "sparse": (0.16, (1.0, 1.0), (-2.1, -1.2)),
+    "none": (0.16, (1.0, 1.0), (0.0, 0.0)),
+}
 _OEDEMA_EDGE_MM = 4.0  # oedema fades rather than ends
 _SECOND_FOCUS = 0.15
 
@@ -50,15 +56,12 @@ class Lesion:
     """What the tumour makes of N points.
 
     Attributes:
-        necrosis, solid, enhancing, oedema: fractions (N,); their sum is at most one.
+        shares: tissue -> fraction (N,): necrosis, solid, enhancing, oedema; their sum is at most one.
         wetness: 0 to 1, how far inside the oedema (N,); water is lost towards its edge.
         labels: (N,) reference labels, the largest share wins.
     """
 
-    necrosis: Floats
-    solid: Floats
-    enhancing: Floats
-    oedema: Floats
+    shares: Mapping[str, Floats]
     wetness: Floats
     labels: NDArray[np.uint8]
 
@@ -102,53 +105,63 @@ class Tumour:
 
     def at(self, x: Floats, y: Floats, z: Floats, brain: Tissues, voxel_mm: float) -> Lesion:
         """The tumour at points (N,) of a brain, for voxels of `voxel_mm`."""
+        smooth = np.max([focus.depth(x, y, z) for focus in self.foci], axis=0)
+        (near,) = np.nonzero(smooth > -2.2 * self.oedema_mm - 25.0)
+        x, y, z = x[near], y[near], z[near]
+        inside, cerebrum = brain.inside[near], brain.cerebrum[near]
         rough = 0.30 * self.shape.at(x, y, z) + 0.09 * self.detail.at(x, y, z)
         outline = np.max([focus.depth(x, y, z) + min(focus.radius, 18.0) * rough for focus in self.foci], axis=0)
-        held = np.minimum(outline, brain.inside)  # does not cross the fissures between the hemispheres, nor the surface
-        core = fill(held, voxel_mm) * brain.supratentorial
-        rim = self.rim_mm * np.exp(0.55 * self.rim.at(x, y, z))
-        necrosis = core * fill(held - rim, voxel_mm) * (0.0 if self.kind == "none" else 1.0)
-        if self.kind in ("none", "sparse"):  # cysts rather than necrosis
-            necrosis = core * fill(held - 4.0, voxel_mm) * fill(6.0 * (self.rim.at(x, y, z) - 1.0), voxel_mm)
-        leak = fill(5.0 * (self.leak.at(x, y, z) + self.enhancement), max(voxel_mm, 1.5)) if self.kind != "none" else 0.0
-        enhancing = (core - necrosis) * leak
-        oedema, wetness = self._oedema(x, y, z, outline, brain)
-        oedema = oedema * (1 - core)
-        shares = [necrosis, core - necrosis - enhancing, enhancing, oedema]
-        return Lesion(*(np.asarray(share, dtype=np.float32) for share in (*shares, wetness)), _labels(*shares))
+        held = np.minimum(outline, inside)  # does not cross the fissures between the hemispheres, nor the surface
+        core = fill(held, voxel_mm) * cerebrum
+        necrosis, enhancing = self._inner(x, y, z, held, core, voxel_mm)
+        seat = (brain.shares["white"][near] + 0.5 * brain.shares["deep"][near]) * cerebrum
+        oedema, wetness = self._oedema(x, y, z, outline, brain.pial[near])
+        oedema = oedema * seat * (1 - core)
+        shares = {
+            "necrosis": necrosis,
+            "solid": core - necrosis - enhancing,
+            "enhancing": enhancing,
+            "oedema": oedema,
+        }
+        whole = {name: _scatter(near, share, smooth.size) for name, share in shares.items()}
+        return Lesion(whole, _scatter(near, wetness, smooth.size), _labels(whole))
 
-    def _oedema(self, x: Floats, y: Floats, z: Floats, outline: Floats, brain: Tissues) -> tuple[Floats, Floats]:
-        """Oedema spreads from the core, far in deep white matter, hardly into gyri, not through cortex or across the midline."""
-        distance = np.clip(-outline, 0, None)
-        across = np.sign(self.foci[0].centre[0]) * x
-        distance = distance + 1.5 * np.clip(-across, 0, None)
-        conduct = 0.45 + 0.55 * np.clip((brain.pial - 3.0) / 7.0, 0, 1)
-        reach = self.oedema_mm * conduct * (1 + 0.35 * self.fingers.at(x, y, z))
-        depth = reach - distance
-        seat = (brain.white + 0.5 * brain.deep) * brain.supratentorial
+    def _inner(
+        self, x: Floats, y: Floats, z: Floats, held: Floats, core: Floats, voxel_mm: float
+    ) -> tuple[Floats, Floats]:
+        """Necrosis below a rim of varying thickness (a few cysts where nothing enhances much), and the rim's leaking parts."""
+        uneven = self.rim.at(x, y, z)
+        if self.kind in ("none", "sparse"):
+            necrosis = core * fill(held - 4.0, voxel_mm) * fill(6.0 * (uneven - 1.0), voxel_mm)
+        else:
+            necrosis = core * fill(held - self.rim_mm * np.exp(0.55 * uneven), voxel_mm)
+        if self.kind == "none":
+            return necrosis, np.zeros_like(core)
+        return necrosis, (core - necrosis) * fill(5.0 * (self.leak.at(x, y, z) + self.enhancement), max(voxel_mm, 1.5))
+
+    def _oedema(self, x: Floats, y: Floats, z: Floats, outline: Floats, pial: Floats) -> tuple[Floats, Floats]:
+        """Share of white matter that is oedematous, and its wetness: far in deep white matter, hardly into gyri."""
+        across = np.clip(-np.sign(self.foci[0].centre[0]) * x, 0, None)
+        distance = np.clip(-outline, 0, None) + 1.5 * across  # the way to the other side leads through the corpus callosum
+        conduct = 0.45 + 0.55 * np.clip((pial - 3.0) / 7.0, 0, 1)
+        depth = self.oedema_mm * conduct * (1 + 0.30 * self.fingers.at(x, y, z)) - distance
         wetness = np.clip(depth / (0.6 * self.oedema_mm + 1), 0, 1)
-        return np.asarray(seat * fill(depth, _OEDEMA_EDGE_MM), np.float32), np.asarray(wetness, np.float32)
+        return fill(depth, _OEDEMA_EDGE_MM), np.asarray(wetness, dtype=np.float32)
 
 
 def draw_tumour(rng: np.random.Generator, anatomy: Anatomy) -> Tumour:
     """Draw a tumour into the white matter of a brain."""
-    kind = str(rng.choice(list(_KINDS), p=list(_KINDS.values())))
+    kind = str(rng.choice(list(_KINDS), p=[share for share, _, _ in _KINDS.values()]))
+    _, rims, enhancements = _KINDS[kind]
     radius = float(np.clip(19.0 * np.exp(0.30 * rng.standard_normal()), 9.0, 34.0))
-    if kind in ("none", "sparse"):
-        radius = min(radius * 1.1, 34.0)
-    foci = [_focus(rng, _place(rng, anatomy, radius), radius)]
-    second = rng.uniform() < _SECOND_FOCUS
-    small = float(rng.uniform(0.3, 0.55)) * radius
-    beside = _focus(rng, _place(rng, anatomy, small, near=foci[0]), small)
-    rim = {"rim": rng.uniform(0.16, 0.38), "solid": rng.uniform(0.5, 0.9), "sparse": 9.0, "none": 9.0}[kind]
+    first = _focus(rng, _place(rng, anatomy, radius), radius)
+    second = _focus(rng, _place(rng, anatomy, 0.4 * radius, near=first), float(rng.uniform(0.3, 0.55)) * radius)
     return Tumour(
         kind=kind,
-        foci=(foci[0], beside) if second else (foci[0],),
-        rim_mm=max(2.0, float(rim) * radius),
-        enhancement={"rim": rng.uniform(0.4, 1.7), "solid": rng.uniform(0.6, 1.6), "sparse": rng.uniform(-2.1, -1.2), "none": 0.0}[
-            kind
-        ],
-        oedema_mm=float(np.clip(19.0 * np.exp(0.45 * rng.standard_normal()), 5.0, 40.0)) * (0.7 if kind == "none" else 1.0),
+        foci=(first, second) if rng.uniform() < _SECOND_FOCUS else (first,),
+        rim_mm=max(2.0, float(rng.uniform(*rims)) * radius),
+        enhancement=float(rng.uniform(*enhancements)),
+        oedema_mm=float(np.clip(19.0 * np.exp(0.45 * rng.standard_normal()), 5.0, 40.0)),
         push=float(rng.uniform(0.15, 0.5)),
         shape=smooth_field(rng, 45.0),
         detail=smooth_field(rng, 14.0),
@@ -170,7 +183,7 @@ def _place(
     """A centre in the white matter of the cerebrum, deep enough for most of the core; for a satellite, beside `near`."""
     x, y, z = (rng.uniform(-reach, reach, 3000).astype(np.float32) for reach in (60.0, 75.0, 60.0))
     brain = anatomy.at(x, y, z, 2.0)
-    fitness = brain.white * brain.supratentorial * (brain.brain > 0) * (z > -25) * (np.abs(x) > 10)
+    fitness = brain.shares["white"] * brain.cerebrum * (brain.brain > 0) * (z > -25) * (np.abs(x) > 10)
     fitness = fitness * np.exp(-(((brain.inside - 0.9 * radius) / 8.0) ** 2))
     if near is not None:
         offsets = [(c - m) for c, m in zip((x, y, z), near.centre, strict=True)]
@@ -180,7 +193,13 @@ def _place(
     return float(x[best]), float(y[best]), float(z[best])
 
 
-def _labels(necrosis: Floats, solid: Floats, enhancing: Floats, oedema: Floats) -> NDArray[np.uint8]:
-    core = necrosis + solid
-    healthy = 1 - core - enhancing - oedema
-    return np.array([0, 1, 4, 2], dtype=np.uint8)[np.argmax([healthy, core, enhancing, oedema], axis=0)]
+def _scatter(places: NDArray[np.intp], values: Floats, size: int) -> Floats:
+    whole = np.zeros(size, dtype=np.float32)
+    whole[places] = values
+    return whole
+
+
+def _labels(shares: Mapping[str, Floats]) -> NDArray[np.uint8]:
+    core = shares["necrosis"] + shares["solid"]
+    healthy = 1 - core - shares["enhancing"] - shares["oedema"]
+    return np.array([0, 1, 4, 2], dtype=np.uint8)[np.argmax([healthy, core, shares["enhancing"], shares["oedema"]], axis=0)]
