@@ -28,6 +28,7 @@ from modistill.phantom.patient import phantom_patient
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
 AVAILABLE = ("t1", "t2", "flair")
 LABELS = {"NCR": 1, "ED": 2, "ET": 4}
+GROUP = 13  # patients among whom the discriminant is trained and tested: as many as there are real ones
 Array = NDArray[Any]
 
 
@@ -126,8 +127,10 @@ def report(title: str, cases: Sequence[Case]) -> None:
             values.append(auc(image[labels == 4], image[(labels == 1) | (labels == 2)]))
         print(f"  within patients, {name:6} AUC mean {np.mean(values):.2f}  SD {np.std(values):.2f}  |AUC-0.5| {np.mean(np.abs(np.array(values) - 0.5)):.2f}")
     for scales in ((), (2.0, 5.0, 10.0)):
-        values = discriminant([sample(case, scales, rng) for case in enhancing])
-        print(f"  across patients, t1+t2+flair, context {scales} mm: AUC mean {np.mean(values):.3f}  SD {np.std(values):.3f}")
+        samples = [sample(case, scales, rng) for case in enhancing]
+        groups = [samples[start : start + GROUP] for start in range(0, len(samples) - GROUP + 1, GROUP)] or [samples]
+        values = [value for group in groups for value in discriminant(group)]
+        print(f"  across {GROUP} patients, t1+t2+flair, context {scales} mm: AUC mean {np.mean(values):.3f}  SD {np.std(values):.3f}")
 
 
 def real_cases(folder: Path, step: int) -> Iterator[Case]:
@@ -158,6 +161,18 @@ def table(title: str, rows: Sequence[Mapping[str, Mapping[str, tuple[float, floa
         print(f"  {name:6}", "   ".join(line))
 
 
+def ratios(title: str, rows: Sequence[Mapping[str, Mapping[str, tuple[float, float]]]]) -> None:
+    """Print how tumour tissues differ from each other: mean and SD between patients of the log of the ratio of medians."""
+    print(f"\n{title}: log ratios, mean ~SD between patients")
+    for first, second in (("ET", "ED"), ("ET", "NCR"), ("NCR", "ED")):
+        line = []
+        for name in SEQUENCES:
+            both = [row[name] for row in rows if first in row[name] and second in row[name]]
+            logs = [np.log(row[first][0] / row[second][0]) for row in both]
+            line.append(f"{name} {np.mean(logs):+.2f} ~{np.std(logs):.2f}")
+        print(f"  {first:>3}/{second:3}", "   ".join(line))
+
+
 def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -170,12 +185,15 @@ def main() -> None:
     patients = [phantom_patient(i, seed=options.seed, shape=tuple(options.shape)) for i in range(options.cases)]
     own = [contrast(p.case, phantom_tissues(p.case.labels.voxels, p.shares)) for p in patients]
     table("phantom, own tissue map (median ~SD of log between patients ±spread within)", own)
+    ratios("phantom", own)
     laid = [
         contrast(p.case, atlas_tissues(p.case.labels.voxels, patients[i - 1].shares)) for i, p in enumerate(patients)
     ]
     table("phantom, tissue map of another patient", laid)
     if options.table:
-        table("real, 23 patients", list(per["seq"] for per in json.loads(options.table.read_text())["per_case"].values()))
+        measured = [case["seq"] for case in json.loads(options.table.read_text())["per_case"].values()]
+        table("real, 23 patients", measured)
+        ratios("real", measured)
     report("phantom", [p.case for p in patients])
     if options.real:
         report("real", list(real_cases(options.real, 2)))

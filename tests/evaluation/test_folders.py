@@ -1,5 +1,6 @@
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,8 @@ from numpy.typing import NDArray
 
 from modistill.data.nifti import write_volume
 from modistill.data.volume import Volume
-from modistill.errors import CaseError, FileError, LabelError
-from modistill.evaluation.folders import evaluate_folders, ids_that_count
+from modistill.errors import CaseError, FileError, LabelError, ModistillError
+from modistill.evaluation.folders import _each, evaluate_folders, ids_that_count
 from modistill.evaluation.protocol import Protocol
 
 SHAPE = (12, 11, 10)
@@ -185,6 +186,11 @@ def test_several_processes_give_the_same_rows(cohort: tuple[Path, Path]) -> None
     two = evaluate_folders(*cohort, workers=2, on_case=lambda *count: done.append(count))
     assert one == two
     assert done == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_worker_that_dies_is_one_line() -> None:
+    with pytest.raises(ModistillError, match=r"a worker process died \(out of memory\? try --workers 1\)"):
+        list(_each(os._exit, [1, 1], workers=2))
 
 
 def test_a_case_without_tumour_by_both_rules(cohort: tuple[Path, Path]) -> None:

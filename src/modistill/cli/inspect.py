@@ -51,7 +51,7 @@ def command(
         console.print(part)
     if json is not None:
         write_json(json, inspection.to_json())
-        console.print(f"[dim]written: {json}[/]")
+        console.print(f"written: {json}", style="dim", markup=False)
     raise typer.Exit(inspection.exit_code)
 
 
@@ -135,7 +135,9 @@ def _summary(inspection: Inspection) -> Table:
     for index, (grid, letter) in enumerate(_grids(inspection).items()):
         shape, spacing, axes = grid
         text = f"{_by(shape)} voxels of {_by(spacing)} mm, {axes}"
-        table.add_row("" if index else "geometry", text if len(counted) == 1 else f"{letter}  {text}   ({counted[grid]} cases)")
+        table.add_row(
+            "" if index else "geometry", text if len(counted) == 1 else f"{letter}  {text}   ({_cases_of(counted[grid])})"
+        )
     if len(counted) > len(_LETTERS):
         table.add_row("", f"and {len(counted) - len(_LETTERS)} other grids")
     table.add_row("labels", _labels_found(inspection))
@@ -261,6 +263,10 @@ def _verdict(inspection: Inspection) -> str:
     if usable == 0:
         return "[bold red]No case is usable.[/]"
     return f"[bold yellow]{usable} of {total} cases are usable; the others are left out until their errors are repaired.[/]"
+
+
+def _cases_of(count: int) -> str:
+    return "1 case" if count == 1 else f"{count} cases"
 
 
 def _by(sizes: Sequence[float]) -> str:

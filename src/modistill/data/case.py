@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from modistill.data.volume import Volume, require_same_grid
-from modistill.errors import CaseError
+from modistill.errors import CaseError, ModistillError
 
 __all__ = ["Case"]
 
@@ -38,7 +38,10 @@ class Case:
         object.__setattr__(self, "images", MappingProxyType(dict(self.images)))
         first = next(iter(self.images))
         for name, volume in [*self.images.items(), *([("labels", self.labels)] if self.labels is not None else [])]:
-            require_same_grid(self.images[first], volume, reference_name=first, other_name=name)
+            try:
+                require_same_grid(self.images[first], volume, reference_name=first, other_name=name)
+            except ModistillError as error:
+                raise error.at(self.id) from None
 
     @property
     def grid(self) -> Volume:

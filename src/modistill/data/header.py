@@ -60,11 +60,12 @@ def parse_header(start: bytes | bytearray) -> Header:
     Raises:
         FileError: not NIfTI, damaged, or outside of what an image of a patient can be.
     """
-    fields = _fields(bytes(start))
-    shape, volumes = _dimensions(fields)
-    affine, notes = _affine(fields, shape)
-    slope, intercept = _scaling(fields)
-    return Header(shape, volumes, _stored_type(fields), _offset(fields), slope, intercept, affine, notes)
+    with np.errstate(all="ignore"):  # numbers that are none are refused below, by name
+        fields = _fields(bytes(start))
+        shape, volumes = _dimensions(fields)
+        affine, notes = _affine(fields, shape)
+        slope, intercept = _scaling(fields)
+        return Header(shape, volumes, _stored_type(fields), _offset(fields), slope, intercept, affine, notes)
 
 
 def _fields(start: bytes) -> Any:

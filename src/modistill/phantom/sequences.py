@@ -73,19 +73,19 @@ class Scan:
 
 
 TISSUES: Mapping[str, Tissue] = {
-    "white": Tissue(830, 72, 0.70, 0.010, (0, 0, 0), (0.03, 0.07, 0.2)),
-    "grey": Tissue(1255, 87, 0.765, 0.013),
-    "deep": Tissue(970, 80, 0.695, 0.011),
-    "csf": Tissue(4000, 1800, 1.0, 0.002, (0.03, 0.1, 0.2), (0.02, 0.05, 0.2)),
+    "white": Tissue(830, 72, 0.70, 0.022, (0, 0, 0), (0.03, 0.07, 0.2)),
+    "grey": Tissue(1260, 82, 0.80, 0.024),
+    "deep": Tissue(970, 80, 0.695, 0.022),
+    "csf": Tissue(3850, 1200, 1.0, 0.002, (0.02, 0.1, 0.2), (0.02, 0.05, 0.2)),
     "vessel": Tissue(1700, 40, 0.8, 1.2, (0.05, 0.1, 0.3), (0.05, 0.1, 0.3)),
     "choroid": Tissue(1400, 120, 0.85, 0.35),
-    "necrosis": Tissue(1450, 122, 0.86, 0.004, (0.20, 0.20, 0.8), (0.09, 0.13, 0.8)),
-    "solid": Tissue(1200, 112, 0.77, 0.015, (0.10, 0.12, 0.6), (0.10, 0.12, 0.7)),
-    "enhancing": Tissue(1060, 107, 0.76, 0.17, (0.08, 0.07, 0.35), (0.09, 0.13, 0.45)),
-    "oedema": Tissue(1100, 104, 0.775, 0.010, (0.06, 0.09, 0.3), (0.06, 0.10, 0.3)),
+    "necrosis": Tissue(1430, 124, 0.87, 0.002, (0.20, 0.26, 0.8), (0.10, 0.16, 0.8)),
+    "solid": Tissue(1230, 119, 0.79, 0.004, (0.16, 0.20, 0.6), (0.10, 0.16, 0.8)),
+    "enhancing": Tissue(1070, 105, 0.78, 0.215, (0.11, 0.08, 0.45), (0.10, 0.14, 0.8)),
+    "oedema": Tissue(1110, 108, 0.775, 0.018, (0.05, 0.12, 0.4), (0.09, 0.17, 0.5)),
 }
 _TUMOUR = ("necrosis", "solid", "enhancing", "oedema")
-_TUMOUR_BETWEEN = (0.05, 0.10)  # log T1 and log T2 shared by all tissues of one tumour
+_TUMOUR_BETWEEN = (0.04, 0.13)  # log T1 and log T2 shared by all tissues of one tumour
 _WATER = 0.45  # correlation of log T1 with log T2: both follow water
 
 _PROTOCOL = {  # TR, TE, TI in ms; each patient's differ by a few per cent

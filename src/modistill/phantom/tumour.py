@@ -19,8 +19,8 @@ from modistill.phantom.noise import Field, Floats, smooth_field
 __all__ = ["Focus", "Lesion", "Tumour", "draw_tumour"]
 
 _KINDS = {  # how the core enhances: share of patients, rim in radii, bias of enhancement
-    "rim": (0.50, (0.16, 0.38), (0.4, 1.7)),
-    "solid": (0.18, (0.5, 0.9), (0.6, 1.6)),
+    "rim": (0.50, (0.20, 0.50), (0.6, 2.0)),
+    "solid": (0.18, (0.55, 0.95), (0.9, 2.0)),
     "sparse": (0.16, (1.0, 1.0), (-2.1, -1.2)),
     "none": (0.16, (1.0, 1.0), (0.0, 0.0)),
 }
