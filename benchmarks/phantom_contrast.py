@@ -1,9 +1,9 @@
 """How near the phantom is to real patients: contrast per tissue, and how far ET can be told without the post-contrast T1.
 
-    python benchmarks/phantom_contrast.py --cases 24 --real ../shared/data/brats2021 --table ../shared/data/phantom_calibration.json
+    D=../shared/data; python benchmarks/phantom_contrast.py --real $D/brats2021 --table $D/phantom_calibration.json
 
-Prints, for phantom and real patients: medians relative to white matter (and their spread between patients), volumes, and the area
-under the ROC curve of ET against NCR and ED voxels from {t1, t2, flair}: one sequence at a time within each patient; a
+Prints, for phantom and real patients: medians relative to white matter (and their spread between patients), volumes, and the
+area under the ROC curve of ET against NCR and ED voxels from {t1, t2, flair}: one sequence at a time within each patient; a
 quadratic discriminant trained on the other patients; and the same with smoothed copies of the images as context.
 The phantom is calibrated on the table of contrasts alone; the discriminant is read, never tuned for.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, zoom
+from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata
 
 from modistill.data.case import Case
@@ -56,8 +56,6 @@ def phantom_tissues(labels: Array, shares: Mapping[str, Array]) -> dict[str, Arr
 
 def atlas_tissues(labels: Array, other: Mapping[str, Array]) -> dict[str, Array]:
     """Masks from the tissue map of another patient laid over this one: blunt, as the real table was measured."""
-    from scipy.ndimage import binary_erosion
-
     order = ("csf", "grey", "white")
     stack = np.stack([other[key] for key in order])
     best = np.where(stack.max(axis=0) > 0.4, stack.argmax(axis=0), -1)
@@ -117,20 +115,22 @@ def report(title: str, cases: Sequence[Case]) -> None:
     rng = np.random.default_rng(0)
     enhancing = [case for case in cases if (case.labels.voxels == 4).sum() * case.grid.voxel_volume_ml > 1]
     print(f"\n{title}: {len(enhancing)} of {len(cases)} patients with more than 1 ml ET")
-    volumes = np.array([[(case.labels.voxels == v).sum() * case.grid.voxel_volume_ml for v in LABELS.values()] for case in cases])
-    for name, column in zip(LABELS, volumes.T, strict=True):
-        print(f"  {name:4} ml: quartiles", *np.percentile(column, [0, 25, 50, 75, 100]).round(1))
+    for name, value in LABELS.items():
+        volumes = [(case.labels.voxels == value).sum() * case.grid.voxel_volume_ml for case in cases]
+        print(f"  {name:4} ml: quartiles", *np.percentile(volumes, [0, 25, 50, 75, 100]).round(1))
     for name in SEQUENCES:
         values = []
         for case in enhancing:
             labels, image = case.labels.voxels, case.images[name].voxels
             values.append(auc(image[labels == 4], image[(labels == 1) | (labels == 2)]))
-        print(f"  within patients, {name:6} AUC mean {np.mean(values):.2f}  SD {np.std(values):.2f}  |AUC-0.5| {np.mean(np.abs(np.array(values) - 0.5)):.2f}")
+        far = np.mean(np.abs(np.array(values) - 0.5))
+        print(f"  within patients, {name:6} AUC mean {np.mean(values):.2f}  SD {np.std(values):.2f}  |AUC-0.5| {far:.2f}")
     for scales in ((), (2.0, 5.0, 10.0)):
         samples = [sample(case, scales, rng) for case in enhancing]
         groups = [samples[start : start + GROUP] for start in range(0, len(samples) - GROUP + 1, GROUP)] or [samples]
         values = [value for group in groups for value in discriminant(group)]
-        print(f"  across {GROUP} patients, t1+t2+flair, context {scales} mm: AUC mean {np.mean(values):.3f}  SD {np.std(values):.3f}")
+        what = f"across {GROUP} patients, t1+t2+flair, context {scales} mm"
+        print(f"  {what}: AUC mean {np.mean(values):.3f}  SD {np.std(values):.3f}")
 
 
 def real_cases(folder: Path, step: int) -> Iterator[Case]:
@@ -157,7 +157,8 @@ def table(title: str, rows: Sequence[Mapping[str, Mapping[str, tuple[float, floa
         line = []
         for tissue in ("CSF", "GM", "NCR", "ED", "ET"):
             found = np.array([row[name][tissue] for row in rows if tissue in row[name]])
-            line.append(f"{tissue} {np.median(found[:, 0]):.2f} ~{np.std(np.log(found[:, 0])):.2f} ±{np.median(found[:, 1]):.2f}")
+            (median, within), between = np.median(found, axis=0), np.std(np.log(found[:, 0]))
+            line.append(f"{tissue} {median:.2f} ~{between:.2f} ±{within:.2f}")
         print(f"  {name:6}", "   ".join(line))
 
 
@@ -186,9 +187,7 @@ def main() -> None:
     own = [contrast(p.case, phantom_tissues(p.case.labels.voxels, p.shares)) for p in patients]
     table("phantom, own tissue map (median ~SD of log between patients ±spread within)", own)
     ratios("phantom", own)
-    laid = [
-        contrast(p.case, atlas_tissues(p.case.labels.voxels, patients[i - 1].shares)) for i, p in enumerate(patients)
-    ]
+    laid = [contrast(p.case, atlas_tissues(p.case.labels.voxels, patients[i - 1].shares)) for i, p in enumerate(patients)]
     table("phantom, tissue map of another patient", laid)
     if options.table:
         measured = [case["seq"] for case in json.loads(options.table.read_text())["per_case"].values()]

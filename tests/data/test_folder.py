@@ -77,7 +77,10 @@ def test_one_case_folder_a_flat_folder_and_bare_names(tmp_path):
 
 def test_the_same_word_before_every_name_is_no_case_id(tmp_path):
     touch(tmp_path, *(f"{case}/scan_{word}.nii.gz" for case in ("anna", "bert") for word in OLD))
-    assert list(found(tmp_path)[0]) == ["anna", "bert"]
+    touch(tmp_path, *(f"{case}/extra_ct.nii.gz" for case in ("anna", "bert")))
+    cases, faults = found(tmp_path)
+    assert {name: case.modalities for name, case in cases.items()} == {"anna": (*FOUR, "ct"), "bert": (*FOUR, "ct")}
+    assert not faults
 
 
 def test_a_folder_with_another_name_than_its_files(tmp_path):

@@ -142,6 +142,14 @@ def test_label_map_elsewhere_than_the_image(tmp_path, affine):
     assert found.severity == "error"
 
 
+def test_the_channels_of_a_4d_file(tmp_path):
+    image(tmp_path / "four.nii.gz", np.stack([NOISE, NOISE * 2, np.zeros(SHAPE)], axis=-1))
+    sources = {name: ImageSource(tmp_path / "four.nii.gz", n) for n, name in enumerate(("flair", "t1", "t2"))}
+    row = inspect_case(CaseFiles("p", sources))
+    assert row.modalities == ("flair", "t1")
+    assert [fault.reason for fault in row.faults] == ["t2 is empty, all voxels are 0"]
+
+
 def test_no_fault_hides_another(tmp_path):
     folder = case(tmp_path)
     (folder / "p_t1.nii.gz").write_bytes(b"")

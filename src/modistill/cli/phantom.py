@@ -24,18 +24,14 @@ def command(
     """Write synthetic brain tumour patients as BraTS folders: something to run everything on, without any data."""
     import os
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
+    from modistill.cli.progress import bar
     from modistill.data.naming import modality_name
     from modistill.phantom.cohort import write_cohort
     from modistill.phantom.patient import check_request, spacing_mm
 
     check_request(first, seed, shape)
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("phantoms", total=cases)
+    with bar() as progress:
+        task = progress.add_task("phantoms", total=cases, note="")
         folders = write_cohort(
             out,
             cases,
@@ -44,7 +40,7 @@ def command(
             first=first,
             without=[modality_name(name) for name in without or ()],
             workers=workers or len(os.sched_getaffinity(0)),
-            progress=lambda case: bar.update(task, advance=1, description=case),
+            progress=lambda case: progress.update(task, advance=1, note=case),
         )
     size = "x".join(map(str, shape))
     print(f"{len(folders)} synthetic patients of {size} voxels, {spacing_mm(shape):.2f} mm, in {out}")

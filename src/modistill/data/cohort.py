@@ -87,6 +87,13 @@ class CaseFiles:
         """Names of the modalities that are there."""
         return tuple(self.images)
 
+    def by_file(self, modalities: Iterable[str] | None = None) -> dict[Path, list[str]]:
+        """File -> the modalities it holds (several for a 4-D file), so that no file is opened twice."""
+        files: dict[Path, list[str]] = {}
+        for name in self.images if modalities is None else modalities:
+            files.setdefault(self.images[name].path, []).append(name)
+        return files
+
     def read(self, modalities: Iterable[str] | None = None, with_labels: bool = True) -> Case:
         """Open the files, and only those that are asked for.
 
@@ -111,11 +118,8 @@ class CaseFiles:
     def _read_images(self, names: Sequence[str]) -> dict[str, Volume]:
         if not names:
             raise CaseError(f"has none of the modalities asked for, only {', '.join(self.images) or 'none'}")
-        channels: dict[Path, list[str]] = {}
-        for name in names:
-            channels.setdefault(self.images[name].path, []).append(name)
         images: dict[str, Volume] = {}
-        for path, members in channels.items():
+        for path, members in self.by_file(names).items():
             volumes = read_volumes(path, [self.images[name].channel for name in members])
             images.update(zip(members, volumes, strict=True))
         for name, volume in images.items():

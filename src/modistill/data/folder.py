@@ -110,10 +110,12 @@ def _folders(root: Path, found: Gathering) -> None:
         for path in images:
             owners.setdefault(split_name(path, found.words)[0], set()).add(folder)
     names = {folder.name for folder, images in tree.items() if images}
+    # the same beginning in many folders (scan_t1, CT_image) says nothing about the case, unless a folder is called so
+    idle = {prefix for prefix, folders in owners.items() if len(folders) > 1 and prefix not in names}
     parents = {folder.parent for folder, images in tree.items() if images and folder != root}
     for folder, images in tree.items():
         if images:
-            _folder(folder, images, owners, names, found)
+            _folder(folder, images, names, idle, found)
         elif folder.parent in parents and not any(inner.parent == folder for inner in tree):
             found.fault(folder.name, folder, "no image in the case folder", "add the images or remove the folder")
 
@@ -124,30 +126,25 @@ def _walk(root: Path) -> Iterator[Path]:
         yield Path(place)
 
 
-def _folder(folder: Path, images: list[Path], owners: Mapping[str, set[Path]], names: set[str], found: Gathering) -> None:
-    """The files of one folder."""
+def _folder(folder: Path, images: list[Path], names: set[str], idle: set[str], found: Gathering) -> None:
+    """The files of one folder: its case is called as its files are, or as the folder if the files do not say or disagree."""
     own = folder.resolve().name
-    prefixes = {split_name(path, found.words)[0] for path in images if found.sequence(split_name(path, found.words)[1])}
-    flat = len(prefixes - {""}) > 1 and own not in prefixes and not prefixes & names
-    for path in images:
-        prefix, word = split_name(path, found.words)
-        case = prefix if prefix in prefixes and (flat or _names_the_case(prefix, own, owners)) else own
+    split = [(path, *split_name(path, found.words)) for path in images]
+    split = [(path, "" if prefix in idle else prefix, word) for path, prefix, word in split]
+    prefixes = {prefix for _, prefix, word in split if found.sequence(word)} - {""}
+    flat = len(prefixes) > 1 and not prefixes & {own, *names}
+    for path, prefix, word in split:
+        foreign = prefix not in ("", own) and (prefix in names or (len(prefixes) > 1 and not flat))
+        case = prefix if prefix in prefixes and not foreign else own
         sequence = found.sequence(word)
         if sequence is None:
-            found.fault(
-                case, path, f"not used: unknown sequence {word!r}", f"declare it: --modality {word}=NAME", severity="warning"
-            )
-            continue
-        if not flat and prefix not in ("", own) and (prefix in names or len(prefixes) > 1):
+            remedy = f"declare it: --modality {word}=NAME"
+            found.fault(case, path, f"not used: unknown sequence {word!r}", remedy, severity="warning")
+        elif foreign:
             found.fault(own, path, f"named for another case, {prefix}", f"rename it to {own}_{word}, or move it")
-            continue
-        found.add(case, sequence, path, folder)
-        found.hint(case, _named_like(word))
-
-
-def _names_the_case(prefix: str, folder: str, owners: Mapping[str, set[Path]]) -> bool:
-    """Whether a file name's beginning is the case's id: not if it is missing, or the same word in many folders."""
-    return prefix not in ("", folder) and len(owners.get(prefix, ())) == 1
+        else:
+            found.add(case, sequence, path, folder)
+            found.hint(case, _named_like(word))
 
 
 def _named_like(word: str) -> str | None:

@@ -60,7 +60,13 @@ class Geometry:
         return tuple(slice(start, stop) for start, stop in self.box)
 
     def forward(self, voxels: NDArray[Any]) -> NDArray[Any]:
-        """(box of the case) -> (d, h, w) prepared: resampled, padded with zeros, cut. Integers take the nearest voxel."""
+        """(box of the case) -> (d, h, w) prepared: resampled, padded with zeros, cut. Integers take the nearest voxel.
+
+        Raises:
+            GeometryError: the array does not have the shape of the box.
+        """
+        if voxels.shape != self.cropped_shape:
+            raise GeometryError(f"an array of shape {voxels.shape} does not fit the box {self.cropped_shape}")
         return _pad(_resample(voxels, self.spacing_mm, self.resampled, self.prepared_spacing_mm), self.pad, 0)
 
     def backward(self, voxels: NDArray[Any], outside: Any = 0) -> NDArray[Any]:

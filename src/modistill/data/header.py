@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from modistill.errors import FileError
 
-__all__ = ["HEADER_BYTES", "Header", "parse_header"]
+__all__ = ["HEADER_BYTES", "Header", "axis_codes", "parse_header"]
 
 HEADER_BYTES = 540  # of NIfTI-2, the longer of the two
 _SMALLEST_MM, _LARGEST_MM = 0.01, 100.0
@@ -66,6 +66,18 @@ def parse_header(start: bytes | bytearray) -> Header:
         affine, notes = _affine(fields, shape)
         slope, intercept = _scaling(fields)
         return Header(shape, volumes, _stored_type(fields), _offset(fields), slope, intercept, affine, notes)
+
+
+def axis_codes(affine: NDArray[np.float64]) -> str:
+    """Where the three axes of a file run to, each by the closest direction of the patient.
+
+    Example:
+        >>> axis_codes(np.diag([-1.0, -1.0, 2.0, 1.0]))
+        'LPS'
+    """
+    from nibabel.orientations import aff2axcodes
+
+    return "".join(aff2axcodes(affine))
 
 
 def _fields(start: bytes) -> Any:
@@ -202,9 +214,7 @@ def _in_mm(matrix: NDArray[np.float64], unit: int) -> NDArray[np.float64]:
 
 def _rivals(sform: NDArray[np.float64], qform: NDArray[np.float64], shape: tuple[int, int, int]) -> list[str]:
     """Refuse two transforms that name the axes differently: left and right are then a guess. Note lesser differences."""
-    from nibabel.orientations import aff2axcodes
-
-    names = ["".join(aff2axcodes(matrix)) for matrix in (sform, qform)]
+    names = [axis_codes(matrix) for matrix in (sform, qform)]
     if names[0] != names[1]:
         raise FileError(f"sform says {names[0]} and qform says {names[1]}", remedy="remove the wrong one from the header")
     corners = np.array([[x, y, z, 1] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1) for z in (0, shape[2] - 1)])

@@ -229,7 +229,8 @@ def _volume(path: Path, content: _Content, channel: int | None, convert: Any) ->
     header = content.header
     raw = _stored(content)[..., _chosen(channel, header.volumes)]
     turn = orientations.io_orientation(header.affine)
-    voxels = convert(orientations.apply_orientation(raw, turn), header)
+    with np.errstate(all="ignore"):  # NaN and overflow are refused by `convert`, with their count
+        voxels = convert(orientations.apply_orientation(raw, turn), header)
     affine = header.affine @ orientations.inv_ornt_aff(turn, header.shape)
     native = Native(
         path, header.shape, header.affine, header.dtype, channel if header.volumes > 1 else None, notes=header.notes

@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import combinations
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from modistill.data.cohort import CaseFiles, Cohort, Fault, ImageSource, require_contrast
+from modistill.data.cohort import CaseFiles, Cohort, Fault, require_contrast
+from modistill.data.header import axis_codes
 from modistill.data.naming import LabelConvention, conventions, count_labels, guess_convention
-from modistill.data.nifti import read_labels, read_volume
+from modistill.data.nifti import read_labels, read_volumes
+from modistill.data.processes import run_each
 from modistill.data.volume import Volume, grid_distance_mm, require_same_grid
 from modistill.errors import LabelError, ModistillError
 
 __all__ = ["CaseRow", "Grid", "Inspection", "inspect_case", "inspect_cohort"]
 
+T = TypeVar("T")
 Grid: TypeAlias = tuple[tuple[int, int, int], tuple[float, float, float], str]
 _SHIFT_WORTH_A_WARNING_MM = 0.01
 _THIN_VOXELS = 8
@@ -138,11 +138,11 @@ def inspect_cohort(
     if convention is not None and convention not in conventions:
         raise LabelError(f"unknown label convention {convention!r}", remedy=f"known: {', '.join(conventions)}")
     rows: dict[str, CaseRow] = {}
-    for row in _run(inspect or inspect_case, cohort.cases, workers or min(os.cpu_count() or 1, 8)):
-        rows[row.id] = row
+    for case, found in run_each(inspect or inspect_case, cohort.cases, workers or min(os.cpu_count() or 1, 8)):
+        rows[case.id] = CaseRow(case.id, faults=(replace(found, case=case.id),)) if isinstance(found, Fault) else found
         if progress is not None:
-            progress(row.id)
-    for fault in cohort.faults:
+            progress(case.id)
+    for fault in reversed(cohort.faults):
         if fault.case is not None:
             row = rows.get(fault.case, CaseRow(fault.case))
             rows[fault.case] = replace(row, faults=(fault, *row.faults))
@@ -150,57 +150,57 @@ def inspect_cohort(
     hints = {case.id: case.convention for case in cohort.cases}
     name, remarks = _common_convention(rows.values(), hints, convention)
     if name is not None:
-        rows = {case: _check_values(row, conventions[name]) for case, row in rows.items()}
-    return Inspection(cohort, tuple(rows[case] for case in sorted(rows)), (*whole, *remarks), name)
+        rows = {id: _check_values(row, conventions[name]) for id, row in rows.items()}
+    return Inspection(cohort, tuple(rows[id] for id in sorted(rows)), (*whole, *remarks), name)
 
 
 def inspect_case(case: CaseFiles) -> CaseRow:
     """Read every file of a case, and note all that is wrong with it."""
     faults: list[Fault] = []
-
-    def attempt(read: Callable[[], Volume]) -> Volume | None:
-        try:
-            return read()
-        except ModistillError as error:
-            faults.append(Fault.of(error, case.id))
-            return None
-
     images: dict[str, Volume] = {}
-    for name, source in case.images.items():
-        volume = attempt(partial(_read_image, name, source))
-        if volume is not None:
-            images[name] = volume
-            faults += _image_faults(case.id, volume, source.path)
-    labels = None if case.labels is None else attempt(partial(read_labels, case.labels))
-    faults += [*_grid_faults(case, images, labels), *_twins(case, images)]
+    for path, names in case.by_file().items():
+        volumes = _attempt(case, faults, partial(read_volumes, path, [case.images[name].channel for name in names]))
+        for name, volume in zip(names, volumes or (), strict=False):
+            found = tuple(_image_faults(case.id, name, volume, path))
+            faults += found
+            if not any(fault.severity == "error" for fault in found):
+                images[name] = volume
+    labels = None if case.labels is None else _attempt(case, faults, partial(read_labels, case.labels))
     counts = None if labels is None else count_labels(labels.voxels)
+    faults += [*_grid_faults(case, images, labels), *_twins(case, images)]
     faults += [] if counts is None else _label_faults(case, counts)
     if not images:
         return CaseRow(case.id, labels=counts, faults=tuple(faults))
-    native = next(iter(images.values()))
-    return CaseRow(case.id, tuple(images), *_native_geometry(native), counts, tuple(faults))
+    present = tuple(name for name in case.images if name in images)
+    return CaseRow(case.id, present, *_native_geometry(images[present[0]]), counts, tuple(faults))
 
 
 # --------------------------------------------------------------------------- one case
 
 
+def _attempt(case: CaseFiles, faults: list[Fault], read: Callable[[], T]) -> T | None:
+    """What `read` gives; or None, and one fault more."""
+    try:
+        return read()
+    except ModistillError as error:
+        faults.append(Fault.of(error, case.id))
+        return None
+
+
 def _native_geometry(volume: Volume) -> Grid:
     """Shape, voxel size and orientation as in the file."""
-    from nibabel.orientations import aff2axcodes
-
     shape, affine = (volume.shape, volume.affine) if volume.native is None else (volume.native.shape, volume.native.affine)
     x, y, z = (round(float(size), 4) for size in np.linalg.norm(affine[:3, :3], axis=0))
-    return shape, (x, y, z), "".join(aff2axcodes(affine))
+    return shape, (x, y, z), axis_codes(affine)
 
 
-def _read_image(name: str, source: ImageSource) -> Volume:
-    volume = read_volume(source.path, channel=source.channel)
-    require_contrast(name, volume, source.path)
-    return volume
-
-
-def _image_faults(case: str, volume: Volume, path: Path) -> Iterator[Fault]:
-    """What is odd about an image that can be used."""
+def _image_faults(case: str, name: str, volume: Volume, path: Path) -> Iterator[Fault]:
+    """A volume without contrast is an error; the rest is odd, but can be used."""
+    try:
+        require_contrast(name, volume, path)
+    except ModistillError as error:
+        yield Fault.of(error, case)
+        return
     for note in volume.native.notes if volume.native else ():
         yield Fault(case, str(path), note, "check the header", "warning")
     if min(volume.shape) < _THIN_VOXELS:
@@ -307,50 +307,3 @@ def _check_values(row: CaseRow, convention: LabelConvention) -> CaseRow:
 def _row_to_json(row: CaseRow) -> dict[str, Any]:
     labels = None if row.labels is None else {f"{value:g}": count for value, count in row.labels.items()}
     return {**asdict(replace(row, labels=None)), "labels": labels, "usable": row.usable}
-
-
-# --------------------------------------------------------------------------- processes
-
-
-def _run(inspect: Callable[[CaseFiles], CaseRow], cases: Sequence[CaseFiles], workers: int) -> Iterator[CaseRow]:
-    """A row for each case, as they are done. Cases caught in the death of a worker are tried again, each alone."""
-    if workers == 1 or len(cases) < 2:
-        yield from (_guarded(inspect, case) for case in cases)
-        return
-    left = {case.id: case for case in cases}
-    try:
-        with _pool(min(workers, len(cases))) as pool:
-            futures: list[Future[CaseRow]] = [pool.submit(_guarded, inspect, case) for case in cases]
-            for future in as_completed(futures):
-                row = future.result()
-                del left[row.id]
-                yield row
-    except BrokenProcessPool:
-        pass
-    for case in left.values():
-        yield _alone_in_a_process(inspect, case)
-
-
-def _alone_in_a_process(inspect: Callable[[CaseFiles], CaseRow], case: CaseFiles) -> CaseRow:
-    try:
-        with _pool(1) as pool:
-            return pool.submit(_guarded, inspect, case).result()
-    except BrokenProcessPool:
-        reason = "the process that read this case died, as under a lack of memory"
-        return CaseRow(case.id, faults=(Fault(case.id, None, reason, "free memory, or look at the size of its files"),))
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # spawned, not forked: a forked child inherits the locks of this process's threads (progress bars, torch) in any state
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-
-
-def _guarded(inspect: Callable[[CaseFiles], CaseRow], case: CaseFiles) -> CaseRow:
-    """A bug or a full memory in one case is that case's fault, not the end of all."""
-    try:
-        return inspect(case)
-    except MemoryError:
-        return CaseRow(case.id, faults=(Fault(case.id, None, "not enough memory to read it", "free memory"),))
-    except Exception as error:
-        reason = f"unexpected {type(error).__name__}: {error}"
-        return CaseRow(case.id, faults=(Fault(case.id, None, reason, "please report this with the file"),))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -108,7 +109,7 @@ class Anatomy:
         """Depths -> fractions: each inner structure takes its share of the outer one."""
         solid = fill(pial, voxel_mm) * (1 - fill(ventricle, voxel_mm))
         white = fill(pial - self.cortex_mm, voxel_mm) * solid
-        shares = {"csf": 1 - solid, "grey": solid - white, "white": white}
+        shares: dict[str, Floats] = {"csf": 1 - solid, "grey": solid - white, "white": white}
         _move(shares, "white", "deep", fill(deep, voxel_mm) * white * above)
         _move(shares, "csf", "choroid", 0.6 * fill(choroid, voxel_mm) * fill(ventricle, voxel_mm))
         return shares
@@ -139,7 +140,8 @@ class Anatomy:
         relief = self.relief.at(px, py, pz)
         depth_mm = 15.5 + 4.0 * relief
         main = _sheet(self.folds.at(px, py, pz), _FOLD_MM) - self.atrophy_mm + np.clip(inside - depth_mm, 0, None)
-        fine = _sheet(self.details.at(px, py, pz), _DETAIL_MM) - 0.5 * self.atrophy_mm + np.clip(inside - 0.35 * depth_mm, 0, None)
+        fine = _sheet(self.details.at(px, py, pz), _DETAIL_MM) - 0.5 * self.atrophy_mm
+        fine = fine + np.clip(inside - 0.35 * depth_mm, 0, None)
         sulci[there] = np.min([main, fine, _sylvian(side, y, z + 3.0 * relief)], axis=0)
         return sulci
 
@@ -157,7 +159,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     return Anatomy(
         scale=(scale[0], scale[1], scale[2]),
         ventricle=0.75 + 0.5 * age + 0.1 * float(rng.uniform()),
-        atrophy_mm=0.5 + 0.6 * age,
+        atrophy_mm=0.3 + 0.5 * age,
         cortex_mm=3.0 - 0.4 * age,
         warp=(smooth_field(rng, 110.0), smooth_field(rng, 110.0), smooth_field(rng, 110.0)),
         folds=smooth_field(rng, _FOLD_MM),
@@ -174,7 +176,7 @@ def fill(depth: Floats, voxel_mm: float) -> Floats:
         >>> fill(np.array([-1.0, 0.0, 0.5, 3.0], dtype=np.float32), 2.0).tolist()
         [0.0, 0.5, 0.75, 1.0]
     """
-    return np.clip(0.5 + depth / voxel_mm, 0, 1).astype(np.float32)
+    return np.asarray(np.clip(0.5 + depth / voxel_mm, 0, 1), dtype=np.float32)
 
 
 def ellipsoid(x: Floats, y: Floats, z: Floats, centre: tuple[float, ...], radii: tuple[float, ...]) -> Floats:
@@ -189,7 +191,7 @@ def _move(shares: dict[str, Floats], source: str, target: str, amount: Floats) -
     """Turn up to `amount` of one tissue into another."""
     taken = np.minimum(amount, shares[source])
     shares[source] = shares[source] - taken
-    shares[target] = shares.get(target, 0.0) + taken
+    shares[target] = shares[target] + taken if target in shares else taken
 
 
 def _union(*depths: Floats) -> Floats:
@@ -213,7 +215,7 @@ def _temporal(side: Floats, y: Floats, z: Floats) -> Floats:
 
 
 def _cerebellum(side: Floats, y: Floats, z: Floats) -> Floats:
-    return ellipsoid(side, y, z, (19.0, -56.0, -41.0), (33.0, 29.0, 22.0))
+    return ellipsoid(side, y, z, (19.0, -53.0, -39.0), (34.0, 30.0, 23.0))
 
 
 def _stem(side: Floats, y: Floats, z: Floats) -> Floats:
@@ -261,7 +263,7 @@ def _sheet(values: Floats, wavelength_mm: float) -> Floats:
 def _tube(side: Floats, y: Floats, z: Floats, course: tuple[tuple[float, ...], ...], factor: float) -> Floats:
     """Depth inside a tube along a polyline of (|x|, y, z, radius), radii times `factor`."""
     depth = np.full_like(y, -np.inf)
-    for (ax, ay, az, ar), (bx, by, bz, br) in zip(course[:-1], course[1:], strict=True):
+    for (ax, ay, az, ar), (bx, by, bz, br) in pairwise(course):
         dx, dy, dz = bx - ax, by - ay, bz - az
         along = ((side - ax) * dx + (y - ay) * dy + (z - az) * dz) / (dx * dx + dy * dy + dz * dz)
         along = np.clip(along, 0, 1)

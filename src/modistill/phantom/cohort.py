@@ -19,8 +19,8 @@ _RECORD = "phantom.json"
 _README = """# Synthetic patients
 
 Every image in this folder was computed by `modistill phantom`: no person was ever examined. Anatomy comes from formulas,
-contrast from the signal equations of spin echo and inversion recovery, tumours from random fields. Good for tests, demonstrations
-and comparisons of methods under known conditions; says nothing about performance on patients.
+contrast from the signal equations of spin echo and inversion recovery, tumours from random fields. Good for tests,
+demonstrations and comparisons of methods under known conditions; says nothing about performance on patients.
 
 `{record}` holds the parameters. One folder a case, named as BraTS 2021 names its files: `_t1`, `_t1ce`, `_t2`, `_flair` (int16,
 zero outside the brain) and `_seg` (1 necrosis and non-enhancing core, 2 oedema, 4 enhancing tumour).
@@ -97,7 +97,8 @@ def _record(folder: Path, parameters: dict[str, Any], shape: Shape, without: Col
             raise FileError("not the record of a phantom cohort", file=path, remedy="choose another folder")
         different = [f"{key} {there.get(key)}" for key, value in parameters.items() if there.get(key) != value]
         if different:
-            raise RecipeError(f"made with {', '.join(different)}", file=path, remedy="choose another folder or the same options")
+            found = ", ".join(different)
+            raise RecipeError(f"made with {found}", file=path, remedy="choose another folder or the same options")
         return
     if folder.is_dir() and any(folder.iterdir()):
         raise FileError("holds other files", file=folder, remedy="choose a new or empty folder")

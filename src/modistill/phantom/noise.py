@@ -7,13 +7,14 @@ between its nodes with cubic B-splines. So a phantom of 32^3 voxels and one of 2
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["Axes", "Field", "Floats", "smooth_field"]
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 Axes = tuple[Floats, Floats, Floats]
 """Coordinates in mm along the three axes of a grid."""
 

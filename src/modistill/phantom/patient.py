@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from modistill.data.case import Case
 from modistill.data.volume import Native, Volume
@@ -103,7 +105,7 @@ def phantom_patient(index: int, *, seed: int, shape: Shape) -> Patient:
     shares = _with_lesion(brain, lesion)
     images = _scan(_stream(seed, index, 2), shares, lesion.wetness, brain.brain > 0, near, axes)
 
-    def volume(voxels: Floats) -> Volume:
+    def volume(voxels: NDArray[Any]) -> Volume:
         return Volume(voxels, *_place(case_id(index), shape, voxel_mm))
 
     labels = _on_grid(np.where(brain.brain > 0, lesion.labels, 0), near).astype(np.uint8)
@@ -149,13 +151,13 @@ def _scan(
     return images
 
 
-def _on_grid(values: Floats, near: Mask) -> Floats:
+def _on_grid(values: NDArray[Any], near: Mask) -> Floats:
     grid = np.zeros(near.shape, dtype=np.float32)
     grid[near] = values
     return grid
 
 
-def _place(name: str, shape: Shape, voxel_mm: float) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float64]], Native]:
+def _place(name: str, shape: Shape, voxel_mm: float) -> tuple[NDArray[np.float64], Native]:
     """Affine on canonical axes, and the orientation BraTS files have: LPS, with the origin in the first voxel of x and z."""
     d, h, _ = shape
     canonical = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])

@@ -16,16 +16,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-
 from numpy.typing import NDArray
 
 from modistill.phantom.noise import Axes, Floats, smooth_field
 
-__all__ = ["MODALITIES", "TISSUES", "Mask", "Scan", "Texture", "Tissue", "acquire", "draw_scans", "draw_texture", "draw_tissues", "mix", "signal", "white_signal"]
+__all__ = [
+    "MODALITIES",
+    "TISSUES",
+    "Mask",
+    "Scan",
+    "Texture",
+    "Tissue",
+    "acquire",
+    "draw_scans",
+    "draw_texture",
+    "draw_tissues",
+    "mix",
+    "signal",
+    "white_signal",
+]
 
 Mask = NDArray[np.bool_]
 
-_R1, _R2 = 4.5, 5.5  # relaxivities of gadolinium chelates, per mM and second (Rohrer et al. 2005, doi 10.1097/01.rli.0000184756.66360.d3)
+_R1, _R2 = (
+    4.5,
+    5.5,
+)  # relaxivities of gadolinium chelates, per mM and second (Rohrer et al. 2005, doi 10.1097/01.rli.0000184756.66360.d3)
 
 
 @dataclass(frozen=True)
@@ -74,19 +90,19 @@ class Scan:
 
 TISSUES: Mapping[str, Tissue] = {
     "white": Tissue(830, 72, 0.70, 0.022, (0, 0, 0), (0.03, 0.07, 0.2)),
-    "grey": Tissue(1260, 82, 0.80, 0.024),
+    "grey": Tissue(1290, 83, 0.82, 0.024),
     "deep": Tissue(970, 80, 0.695, 0.022),
     "csf": Tissue(3850, 1200, 1.0, 0.002, (0.02, 0.1, 0.2), (0.02, 0.05, 0.2)),
     "vessel": Tissue(1700, 40, 0.8, 1.2, (0.05, 0.1, 0.3), (0.05, 0.1, 0.3)),
     "choroid": Tissue(1400, 120, 0.85, 0.35),
-    "necrosis": Tissue(1430, 124, 0.87, 0.002, (0.20, 0.26, 0.8), (0.10, 0.16, 0.8)),
+    "necrosis": Tissue(1480, 123, 0.87, 0.002, (0.20, 0.26, 0.8), (0.10, 0.16, 0.8)),
     "solid": Tissue(1230, 119, 0.79, 0.004, (0.16, 0.20, 0.6), (0.10, 0.16, 0.8)),
-    "enhancing": Tissue(1070, 105, 0.78, 0.215, (0.11, 0.08, 0.45), (0.10, 0.14, 0.8)),
+    "enhancing": Tissue(1070, 103, 0.78, 0.215, (0.11, 0.08, 0.45), (0.10, 0.14, 0.8)),
     "oedema": Tissue(1110, 108, 0.775, 0.018, (0.05, 0.12, 0.4), (0.09, 0.17, 0.5)),
 }
 _TUMOUR = ("necrosis", "solid", "enhancing", "oedema")
 _TUMOUR_BETWEEN = (0.04, 0.13)  # log T1 and log T2 shared by all tissues of one tumour
-_WATER = 0.45  # correlation of log T1 with log T2: both follow water
+_WATER = 0.55  # correlation of log T1 with log T2: both follow water
 
 _PROTOCOL = {  # TR, TE, TI in ms; each patient's differ by a few per cent
     "t1": (550.0, 10.0, None),
@@ -204,7 +220,11 @@ def mix(
 
 
 def acquire(
-    rng: np.random.Generator, scan: Scan, truth: Floats, brain: Mask, axes: Axes,
+    rng: np.random.Generator,
+    scan: Scan,
+    truth: Floats,
+    brain: Mask,
+    axes: Axes,
     white: float,
 ) -> Floats:
     """What the scanner makes of a noise-free signal: slice profile, receive field, Rician noise, integers.
@@ -227,9 +247,7 @@ def acquire(
     return np.where(brain, numbers, 0).astype(np.float32)
 
 
-def _thick_slices(
-    scan: Scan, truth: Floats, brain: Mask, axes: Axes
-) -> Floats:
+def _thick_slices(scan: Scan, truth: Floats, brain: Mask, axes: Axes) -> Floats:
     """Average over the slice thickness, within the brain only: what lies outside was not yet stripped when it was scanned."""
     from scipy.ndimage import gaussian_filter1d
 

@@ -43,7 +43,7 @@ class Focus:
     @property
     def radius(self) -> float:
         """Radius in mm of the sphere of equal volume."""
-        return float(np.prod(self.radii)) ** (1 / 3)
+        return float(np.cbrt(np.prod(self.radii)))
 
     def depth(self, x: Floats, y: Floats, z: Floats) -> Floats:
         """Depth in mm below the surface of the ellipsoid; outside, minus about the distance to it."""
@@ -126,9 +126,7 @@ class Tumour:
         whole = {name: _scatter(near, share, smooth.size) for name, share in shares.items()}
         return Lesion(whole, _scatter(near, wetness, smooth.size), _labels(whole))
 
-    def _inner(
-        self, x: Floats, y: Floats, z: Floats, held: Floats, core: Floats, voxel_mm: float
-    ) -> tuple[Floats, Floats]:
+    def _inner(self, x: Floats, y: Floats, z: Floats, held: Floats, core: Floats, voxel_mm: float) -> tuple[Floats, Floats]:
         """Necrosis below a rim of varying thickness (a few cysts where nothing enhances much), and the rim's leaking parts."""
         uneven = self.rim.at(x, y, z)
         if self.kind in ("none", "sparse"):
@@ -177,9 +175,7 @@ def _focus(rng: np.random.Generator, centre: tuple[float, float, float], radius:
     return Focus(centre, (float(radii[0]), float(radii[1]), float(radii[2])))
 
 
-def _place(
-    rng: np.random.Generator, anatomy: Anatomy, radius: float, near: Focus | None = None
-) -> tuple[float, float, float]:
+def _place(rng: np.random.Generator, anatomy: Anatomy, radius: float, near: Focus | None = None) -> tuple[float, float, float]:
     """A centre in the white matter of the cerebrum, deep enough for most of the core; for a satellite, beside `near`."""
     x, y, z = (rng.uniform(-reach, reach, 3000).astype(np.float32) for reach in (60.0, 75.0, 60.0))
     brain = anatomy.at(x, y, z, 2.0)
@@ -202,4 +198,5 @@ def _scatter(places: NDArray[np.intp], values: Floats, size: int) -> Floats:
 def _labels(shares: Mapping[str, Floats]) -> NDArray[np.uint8]:
     core = shares["necrosis"] + shares["solid"]
     healthy = 1 - core - shares["enhancing"] - shares["oedema"]
-    return np.array([0, 1, 4, 2], dtype=np.uint8)[np.argmax([healthy, core, shares["enhancing"], shares["oedema"]], axis=0)]
+    largest = np.argmax([healthy, core, shares["enhancing"], shares["oedema"]], axis=0)
+    return np.asarray(np.array([0, 1, 4, 2])[largest], dtype=np.uint8)

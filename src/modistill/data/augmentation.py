@@ -1,0 +1,197 @@
+"""Random changes of training samples: drawn first (from a generator), then applied (without chance).
+
+`augmentation.sample(rng)` makes a `Transform`; `transform(images, labels)` gives the same result wherever and whenever it is
+called. The loader seeds `rng` from (seed, epoch, position), so no worker can repeat the draws of another.
+
+`HADNetAugmentation` is that of the pre-training stage of HAD-Net (Vadacchino et al., MIDL 2021). It differs from the authors'
+code in three points:
+
+1. Their random state is copied into each loader process and never advances in the parent, so an epoch held a handful of
+   distinct draws, the same in every epoch. Here every sample has its own.
+2. Where the affine map is not drawn, nothing is resampled; theirs samples at the identity, with the same result.
+3. The mask that is carried along is the set of voxels where any image is non-zero (prepared images are zero outside the brain).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from modistill.errors import RecipeError
+
+__all__ = ["Augmentation", "HADNetAugmentation", "StandardAugmentation", "Transform", "augmentations"]
+
+
+class Transform(Protocol):
+    """One drawn change."""
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply it to images (M, *spatial) float and labels (*spatial) integers; new tensors, the arguments stay."""
+
+
+class Augmentation(Protocol):
+    """A distribution of changes."""
+
+    def sample(self, rng: np.random.Generator) -> Transform:
+        """Draw one."""
+
+
+@dataclass(frozen=True)
+class HADNetAugmentation:
+    """Flip left-right, and a small affine map about the centre.
+
+    Args:
+        flip_probability: of the flip.
+        affine_probability: of the affine map.
+        degrees: rotation about each axis, uniform in +-degrees.
+        shear: coefficients s01, s02, s10 (the first axis is superior, the second anterior, the third left-right; the other
+            three coefficients stay 0, as in the authors' code), uniform in +-shear.
+        scale: each axis by 1 + uniform in +-scale.
+    """
+
+    flip_probability: float = 0.5
+    affine_probability: float = 0.8
+    degrees: float = 4.0
+    shear: float = 0.04
+    scale: float = 0.04
+
+    def sample(self, rng: np.random.Generator) -> Transform:
+        """Draw one; takes the same eleven numbers from `rng` in any case."""
+        chances = rng.random(2)
+        angles, shears, scales = rng.uniform(-1, 1, (3, 3)) * [[np.deg2rad(self.degrees)], [self.shear], [self.scale]]
+        affine = bool(chances[1] < self.affine_probability)
+        return HADNetTransform(bool(chances[0] < self.flip_probability), _matrix(angles, shears, scales) if affine else None)
+
+
+@dataclass(frozen=True)
+class HADNetTransform:
+    """A drawn `HADNetAugmentation`; volumes only.
+
+    Attributes:
+        flip: reverse the left-right axis.
+        matrix: (3, 3); output voxel (H-F, P-A, L-R order, from the centre) -> the input voxel it takes its value from.
+    """
+
+    flip: bool
+    matrix: NDArray[np.float64] | None
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Images linearly, labels and mask to the nearest voxel; zero where nothing is known and outside the mask.
+
+        Raises:
+            RecipeError: the samples are slices.
+        """
+        if labels.ndim != 3:
+            raise RecipeError("augmentation hadnet is made for volumes", remedy="use augmentation standard for slices")
+        if self.flip:
+            images, labels = images.flip(1), labels.flip(0)
+        if self.matrix is None:
+            return images, labels
+        grid = _grid(self.matrix, labels.shape)
+        carried = torch.stack([labels.to(images.dtype), (images != 0).any(0).to(images.dtype)])
+        nearest = functional.grid_sample(carried[None], grid, mode="nearest", align_corners=True)[0]
+        warped = functional.grid_sample(images[None], grid, mode="bilinear", align_corners=True)[0]
+        return warped.mul_(nearest[1]), nearest[0].to(labels.dtype)
+
+
+@dataclass(frozen=True)
+class StandardAugmentation:
+    """Flips, and changes of intensity that differ between the modalities. For volumes and slices.
+
+    Intensities change where an image is non-zero; background and absent modalities stay zero.
+
+    Args:
+        flip_axes: each is reversed with probability 0.5; 0 is left-right, the only one anatomy is nearly symmetric about.
+        probability: of each change of intensity, drawn for each modality.
+        scale: factor 1 + uniform in +-scale.
+        shift: summand, uniform in +-shift, in standard deviations of the image.
+        gamma: exponent exp(uniform in +-gamma) on intensities scaled to [0, 1]; the range stays.
+        noise: standard deviation of Gaussian noise, uniform in 0..noise, in standard deviations of the image.
+    """
+
+    flip_axes: tuple[int, ...] = (0,)
+    probability: float = 0.3
+    scale: float = 0.15
+    shift: float = 0.15
+    gamma: float = 0.3
+    noise: float = 0.1
+
+    def sample(self, rng: np.random.Generator) -> Transform:
+        """Draw one; each modality takes its numbers from a generator of its own, seeded here."""
+        flips = rng.random(len(self.flip_axes)) < 0.5
+        axes = tuple(axis for axis, flip in zip(self.flip_axes, flips, strict=True) if flip)
+        return StandardTransform(self, axes, int(rng.integers(2**63)))
+
+
+@dataclass(frozen=True)
+class StandardTransform:
+    """A drawn `StandardAugmentation`."""
+
+    ranges: StandardAugmentation
+    axes: tuple[int, ...]
+    seed: int
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Flip, then change the intensities of each modality."""
+        axes = [axis for axis in self.axes if axis < labels.ndim]
+        images = images.flip([axis + 1 for axis in axes])  # copies, also without an axis
+        for index, image in enumerate(images):
+            inside = image != 0
+            if inside.any():
+                rng = np.random.default_rng((self.seed, index))
+                image[inside] = self._changed(image[inside], rng)
+        return images, labels.flip(axes)
+
+    def _changed(self, values: Tensor, rng: np.random.Generator) -> Tensor:
+        ranges = self.ranges
+        drawn = rng.random(4) < ranges.probability
+        scale, shift, gamma = rng.uniform(-1, 1, 3) * (ranges.scale, ranges.shift, ranges.gamma)
+        noise, seed = rng.uniform(0, ranges.noise), int(rng.integers(2**63))
+        deviation = values.std(correction=0)
+        if drawn[0]:
+            low, extent = values.min(), (values.max() - values.min()).clamp_min(1e-6)
+            values = ((values - low) / extent) ** float(np.exp(gamma)) * extent + low
+        if drawn[1]:
+            values = values * float(1 + scale)
+        if drawn[2]:
+            values = values + float(shift) * deviation
+        if drawn[3]:
+            generator = torch.Generator().manual_seed(seed)
+            values = values + torch.randn(values.shape, generator=generator) * (float(noise) * deviation)
+        return values
+
+
+augmentations: Mapping[str, Augmentation | None] = {
+    "none": None,
+    "hadnet": HADNetAugmentation(),
+    "standard": StandardAugmentation(),
+}
+
+
+def _matrix(angles: NDArray[np.float64], shears: NDArray[np.float64], scales: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rotation . shear . scaling, axes in the order superior, anterior, left-right."""
+    (a, b, c), (sa, sb, sc) = np.cos(angles), np.sin(angles)
+    rotation = (
+        np.array([[1, 0, 0], [0, a, -sa], [0, sa, a]])
+        @ np.array([[b, 0, sb], [0, 1, 0], [-sb, 0, b]])
+        @ np.array([[c, -sc, 0], [sc, c, 0], [0, 0, 1]])
+    )
+    s01, s02, s10 = shears
+    shear = np.array([[1, s01, s02], [s10, 1, 0], [0, 0, 1]])
+    matrix: NDArray[np.float64] = rotation @ shear @ np.diag(1 + scales)
+    return matrix
+
+
+def _grid(matrix: NDArray[np.float64], shape: tuple[int, ...]) -> Tensor:
+    """Sampling grid (1, D, H, W, 3). torch counts coordinates from the last axis, which is the order of the matrix."""
+    half = np.array([max(n - 1, 1) / 2 for n in reversed(shape)])  # its coordinates run from -1 to 1
+    theta = np.zeros((1, 3, 4))
+    theta[0, :, :3] = matrix * half[None, :] / half[:, None]
+    return functional.affine_grid(torch.from_numpy(theta).float(), [1, 1, *shape], align_corners=True)

@@ -1,0 +1,215 @@
+"""From a prepared cohort to batches, read ahead by threads.
+
+What a sample is depends on (seed, epoch, position) and on nothing else: not on the number of workers, not on where an
+interrupted epoch goes on, not on the number of ranks. Blosc2 and torch let other threads run while they work, so threads are
+enough and nothing has to be copied between processes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from modistill.data.augmentation import Augmentation
+from modistill.data.batch import Batch
+from modistill.data.geometry import Triple, triple
+from modistill.data.patches import choose_start
+from modistill.data.store import CaseEntry, PreparedCohort
+from modistill.errors import ModistillError, RecipeError
+
+__all__ = ["Loader"]
+
+Sample: TypeAlias = tuple[Tensor, Tensor, str]  # images, labels, case id
+
+_ORDER, _SAMPLE = 0, 1  # two streams of random numbers that never meet
+
+
+class Loader:
+    """Batches of one part of a prepared cohort.
+
+    Every case is seen once before any is seen twice, in an order shuffled anew each time.
+
+    Args:
+        cohort: where to read.
+        ids: cases to draw from.
+        modalities: channels of `Batch.images`, in order; any of the cohort's.
+        available: those that exist at test time.
+        batch_size: samples a step, over all ranks.
+        patch_size: voxels (D, H, W) of a sample; None for whole cases, filled up with zeros at the end to the largest of a
+            batch. With `dims` 2, (D, H) of an axial slice.
+        samples_per_case: how often each case is drawn in an epoch.
+        steps_per_epoch: batches an epoch, instead of what `samples_per_case` gives (rounded up).
+        augmentation: applied to each sample.
+        foreground_fraction: probability that a patch (or slice) is one that holds a given foreground voxel, the class drawn
+            first among those the case has; else it is drawn from the whole case.
+        seed: of order, positions and augmentation.
+        workers: threads; 0 reads when asked.
+        dims: 3 for volumes, 2 for axial slices.
+
+    Raises:
+        RecipeError: no case, an unknown modality, or a number that makes no sense.
+        CaseError: an id that is not in the cohort.
+    """
+
+    def __init__(
+        self,
+        cohort: PreparedCohort,
+        ids: Sequence[str],
+        *,
+        modalities: Sequence[str],
+        available: Sequence[str],
+        batch_size: int = 1,
+        patch_size: Sequence[int] | None = None,
+        samples_per_case: int = 1,
+        steps_per_epoch: int | None = None,
+        augmentation: Augmentation | None = None,
+        foreground_fraction: float = 1 / 3,
+        seed: int = 0,
+        workers: int = 2,
+        dims: int = 3,
+    ) -> None:
+        self.cohort, self.ids = cohort, tuple(sorted(ids))
+        self.modalities, self.available = tuple(modalities), tuple(available)
+        self.batch_size, self.dims = batch_size, dims
+        self.patch_size = None if patch_size is None else tuple(patch_size)
+        self.augmentation, self.foreground_fraction = augmentation, foreground_fraction
+        self.seed, self.workers = seed, workers
+        self._check(samples_per_case)
+        known = cohort.plan.preprocessing.modalities
+        self._channels = [known.index(name) for name in self.modalities]
+        self._entries = {case: cohort.entry(case) for case in self.ids}
+        self._steps = steps_per_epoch or -(-len(self.ids) * samples_per_case // batch_size)
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return self._steps
+
+    def batches(self, epoch: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """The batches of one epoch, or this rank's part of each of them.
+
+        Args:
+            epoch: from 0.
+            start: first batch; those before were used already.
+            rank: which of `world` equal, consecutive parts of each batch.
+            world: number of ranks.
+
+        Raises:
+            RecipeError: the batch cannot be divided among the ranks.
+            FileError: a case is damaged.
+        """
+        if self.batch_size % world:
+            raise RecipeError(f"batch_size {self.batch_size} cannot be divided among {world} ranks")
+        share = self.batch_size // world
+        steps = {
+            step: range(step * self.batch_size + rank * share, step * self.batch_size + (rank + 1) * share)
+            for step in range(start, len(self))
+        }
+        if not self.workers:
+            for step, positions in steps.items():
+                yield self._collate([self._sample(epoch, position) for position in positions], epoch, step)
+            return
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="modistill-loading")
+        try:
+            # Submitted as they are taken: one batch in use, and enough ahead for every thread to have something to do.
+            tasks = (
+                (step, [pool.submit(self._sample, epoch, position) for position in positions])
+                for step, positions in steps.items()
+            )
+            ahead = deque(islice(tasks, 1 + -(-self.workers // share)))
+            while ahead:
+                step, futures = ahead.popleft()
+                samples = [future.result() for future in futures]
+                ahead.extend(islice(tasks, 1))
+                yield self._collate(samples, epoch, step)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _check(self, samples_per_case: int) -> None:
+        known = self.cohort.plan.preprocessing.modalities
+        for name in self.modalities:
+            if name not in known:
+                raise RecipeError(f"the prepared cases have no {name}", remedy=f"they have {', '.join(known)}")
+        for name in self.available:
+            if name not in self.modalities:
+                raise RecipeError(f"available modality {name} is not among the modalities read")
+        if not self.ids:
+            raise RecipeError("no case to draw from", remedy="give this part of the split a larger share")
+        if self.dims not in (2, 3):
+            raise RecipeError(f"dims is {self.dims}", remedy="2 for slices, 3 for volumes")
+        if self.patch_size is not None and (len(self.patch_size) != self.dims or min(self.patch_size) < 1):
+            raise RecipeError(f"patch_size {list(self.patch_size)} does not fit {self.dims} dimensions")
+        for name, value in (("batch_size", self.batch_size), ("samples_per_case", samples_per_case)):
+            if value < 1:
+                raise RecipeError(f"{name} is {value}", remedy="1 or more")
+        if not 0 <= self.foreground_fraction <= 1:
+            raise RecipeError(f"foreground_fraction is {self.foreground_fraction}", remedy="between 0 and 1")
+
+    def _case_at(self, epoch: int, position: int) -> str:
+        """Samples are dealt from shuffled rounds through all cases; rounds run on across epochs."""
+        place = epoch * len(self) * self.batch_size + position
+        order = np.random.default_rng([self.seed, _ORDER, place // len(self.ids)]).permutation(len(self.ids))
+        return self.ids[int(order[place % len(self.ids)])]
+
+    def _sample(self, epoch: int, position: int) -> Sample:
+        case = self._case_at(epoch, position)
+        rng = np.random.default_rng([self.seed, _SAMPLE, epoch, position])
+        try:
+            start, size = self._patch(self._entries[case], rng)
+            stored, classes = self.cohort.patch(case, start, size)
+            images = torch.from_numpy(stored).to(torch.float32)
+            if self._channels != list(range(len(images))):
+                images = images[self._channels]
+            labels = torch.from_numpy(classes)
+            if self.dims == 2:
+                images, labels = images[..., 0], labels[..., 0]
+            if self.augmentation is not None:
+                images, labels = self.augmentation.sample(rng)(images, labels)
+        except ModistillError as error:
+            raise error.at(case) from None
+        return images.contiguous(), labels.to(torch.int64), case
+
+    def _patch(self, entry: CaseEntry, rng: np.random.Generator) -> tuple[Triple, Triple]:
+        """First corner and size of the patch, in voxels of the prepared case."""
+        size = entry.shape if self.patch_size is None else self.patch_size
+        size = triple([*size[:2], 1] if self.dims == 2 else size)
+        wanted = rng.random() < self.foreground_fraction
+        voxel = entry.draw_foreground(rng) if wanted else None
+        return choose_start(entry.shape, size, rng, voxel), size
+
+    def _spatial(self, epoch: int, step: int) -> Sequence[int]:
+        """Spatial shape of a batch: that of the patch, or the largest case among the samples of all ranks."""
+        if self.patch_size is not None:
+            return self.patch_size
+        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        shapes = [self._entries[self._case_at(epoch, position)].shape for position in positions]
+        return [max(sizes) for sizes in zip(*shapes, strict=True)][: self.dims]
+
+    def _collate(self, samples: Sequence[Sample], epoch: int, step: int) -> Batch:
+        images, labels, cases = zip(*samples, strict=True)
+        shape = self._spatial(epoch, step)
+        presence = [[self._entries[case].presence[channel] for channel in self._channels] for case in cases]
+        return Batch(
+            images=torch.stack([_fill(part, shape) for part in images]),
+            labels=torch.stack([_fill(part, shape) for part in labels]),
+            presence=torch.tensor(presence),
+            modalities=self.modalities,
+            available_modalities=self.available,
+            cases=cases,
+            epoch=epoch,
+        )
+
+
+def _fill(part: Tensor, shape: Sequence[int]) -> Tensor:
+    """Zeros at the end of each spatial axis, up to `shape`."""
+    missing = [want - have for have, want in zip(part.shape[-len(shape) :], shape, strict=True)]
+    if not any(missing):
+        return part
+    return functional.pad(part, [amount for want in reversed(missing) for amount in (0, want)])

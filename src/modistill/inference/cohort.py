@@ -1,0 +1,148 @@
+"""Predicting many cases: each for itself, so that a bad one costs nobody else anything."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+from modistill.data.cohort import CaseFiles, Fault
+from modistill.errors import ModistillError
+from modistill.inference.outputs import OutputFolder, source_digests
+from modistill.inference.predictor import Predictor
+
+__all__ = ["CaseRow", "Progress", "exit_code", "predict_cohort"]
+
+Progress: TypeAlias = Callable[[str, str, float], None]  # case, model, fraction of the case that is done
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """What became of one case: an entry of `report.json`.
+
+    Attributes:
+        case: its id.
+        status: "done", "skipped" (done by an earlier run) or "failed".
+        model: name of the model that was used.
+        available: the modalities it was given.
+        reason: why this model, or what is wrong.
+        file: at fault, if one is.
+        remedy: what the user can do.
+        seconds: spent on the case.
+        notices: what a user should know, one line each.
+        traceback: of a failure that no message foresaw.
+    """
+
+    case: str
+    status: Literal["done", "skipped", "failed"]
+    model: str | None = None
+    available: tuple[str, ...] = ()
+    reason: str = ""
+    file: str | None = None
+    remedy: str | None = None
+    seconds: float = 0.0
+    notices: tuple[str, ...] = ()
+    traceback: str | None = None
+
+    def __str__(self) -> str:
+        return str(ModistillError(self.reason, case=self.case, file=self.file, remedy=self.remedy))
+
+
+def predict_cohort(
+    predictor: Predictor,
+    cases: Sequence[CaseFiles],
+    output: OutputFolder,
+    *,
+    faults: Sequence[Fault] = (),
+    progress: Progress | None = None,
+) -> Iterator[CaseRow]:
+    """Predict case after case; `report.json` is up to date after each.
+
+    Args:
+        predictor: the models.
+        cases: their files.
+        output: an opened folder.
+        faults: of the cohort; a case that could not even be gathered has failed.
+        progress: told where the case in work stands.
+
+    Yields:
+        One row a case, first those of the faults. Errors of a case become its row and are not raised.
+    """
+    refused = {fault.case: fault for fault in faults if fault.severity == "error" and fault.case is not None}
+    rows = [CaseRow(name, "failed", None, (), one.reason, one.file, one.remedy) for name, one in refused.items() if name]
+    others = [str(fault) for fault in faults if fault not in refused.values()]
+    yield from rows
+    for case in cases:
+        row = _predict_one(predictor, case, output, progress)
+        rows.append(row)
+        output.write_report(_report(predictor, rows, others, len(cases) + len(refused)))
+        yield row
+    output.write_report(_report(predictor, rows, others, len(cases) + len(refused)))
+
+
+def exit_code(rows: Sequence[CaseRow]) -> int:
+    """0 if every case is there, 2 if none is, 3 if some are.
+
+    Example:
+        >>> exit_code([CaseRow("a", "done"), CaseRow("b", "failed")])
+        3
+    """
+    failed = sum(row.status == "failed" for row in rows)
+    return 0 if not failed else 2 if failed == len(rows) else 3
+
+
+def _predict_one(predictor: Predictor, case: CaseFiles, output: OutputFolder, progress: Progress | None) -> CaseRow:
+    begin = time.monotonic()
+    try:
+        output.require_name(case.id)
+        model = predictor.choose(case.modalities, case=case.id)
+        if progress is not None:
+            progress(case.id, model.name, 0.0)
+        made_with = predictor.settings(model) | {
+            "convention": predictor.convention(case, model).name,
+            "probabilities": output.probabilities,
+        }
+        inputs = source_digests(case, model.needs)
+        if output.is_done(case, made_with, inputs):
+            return CaseRow(case.id, "skipped", model.name, model.needs, "done by an earlier run")
+        output.clear(case.id)
+
+        def on_window(done: int, total: int) -> None:
+            if progress is not None:
+                progress(case.id, model.name, done / total)
+
+        found = predictor.predict(case, on_window=on_window)
+        output.write(found, made_with, inputs, time.monotonic() - begin)
+        seconds = round(time.monotonic() - begin, 2)
+        return CaseRow(case.id, "done", model.name, model.needs, found.reason, seconds=seconds, notices=found.notices)
+    except ModistillError as error:
+        file = None if error.file is None else str(error.file)
+        return CaseRow(case.id, "failed", None, (), error.reason, file, error.remedy, round(time.monotonic() - begin, 2))
+    except Exception as error:  # a bug met in one case; the others are worth finishing, and the report keeps the evidence
+        return CaseRow(
+            case.id,
+            "failed",
+            reason=f"unforeseen {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            remedy="please report it with the traceback in report.json",
+            seconds=round(time.monotonic() - begin, 2),
+            traceback=traceback.format_exc(),
+        )
+
+
+def _report(predictor: Predictor, rows: Sequence[CaseRow], faults: Sequence[str], total: int) -> dict[str, Any]:
+    counts = Counter(row.status for row in rows)
+    return {
+        "cases": total,
+        **{status: counts[status] for status in ("done", "skipped", "failed")},
+        "not_yet": total - len(rows),
+        "device": str(predictor.device),
+        "models": [
+            {"name": model.name, "needs": list(model.needs), "source": str(model.source), "digest": model.digest}
+            for model in predictor.models
+        ],
+        "faults": list(faults),
+        "rows": [asdict(row) for row in rows],
+    }
