@@ -6,6 +6,7 @@ A run folder holds `recipe.yaml` (every default spelled out), `environment.json`
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Callable, Mapping
@@ -37,7 +38,7 @@ from modistill.weights import load_weights, save_weights
 if TYPE_CHECKING:
     from modistill.data.regions import Regions
 
-__all__ = ["build_method", "load_model", "resolve", "train"]
+__all__ = ["build_method", "load_model", "resolve", "start_from", "train"]
 
 MODEL = "model.safetensors"
 
@@ -76,10 +77,10 @@ def train(
     torch.manual_seed(settings.seed)
     method = build_method(recipe)
     _require_modalities(method, cohort.plan)
+    if not resume:
+        start_from(method, recipe, output)
     with run_lock(output):
         _open(output, recipe, cohort, resume)
-        if not resume:
-            _start_from(method, recipe, output)
         return fit(
             method,
             _loader(recipe, cohort, method, settings.seed),
@@ -130,6 +131,8 @@ def load_model(run: Path) -> Model:
             preprocessing=preprocessing,
             convention=conventions[card["convention"]],
             window=inference.window,
+            overlap=inference.overlap,
+            mirror=inference.mirror,
             source=path,
             digest=card["digest"],
         )
@@ -175,7 +178,7 @@ def _open(output: Path, recipe: Recipe, cohort: PreparedCohort, resume: bool) ->
         raise FileError("holds a run already", file=output, remedy="--resume to go on, or choose another folder")
     save_recipe(recipe, output / "recipe.yaml")
     write_json(output / "environment.json", _environment())
-    write_json(output / "split.json", cohort.split)
+    write_json(output / "split.json", cohort.split.to_json())
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
@@ -195,12 +198,12 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def _start_from(method: Method, recipe: Recipe, output: Path) -> None:
+def start_from(method: Method, recipe: Recipe, output: Path) -> None:
     """Give networks the deployed weights of other runs, if they read the same modalities in the same order."""
     for network, folder in recipe.start_from.items():
         if network not in method.reads:
             raise RecipeError(f"start_from.{network}: no such network", remedy=f"known: {', '.join(method.reads)}")
-        path = Path(folder) if Path(folder).is_absolute() else (output / folder)
+        path = Path(os.path.normpath(output / folder))  # the run folder itself need not exist yet
         tensors, card = load_weights(path / MODEL if path.suffix != ".safetensors" else path)
         if tuple(card["reads"]) != method.reads[network]:
             raise ModelError(
@@ -248,7 +251,7 @@ def _validation(recipe: Recipe, cohort: PreparedCohort, method: Method) -> Calla
         device = next(trained.parameters()).device
         for case in ids:
             prepared = cohort.read(case)
-            images = torch.from_numpy(np.ascontiguousarray(prepared.images[channels], dtype=np.float32))
+            images = torch.from_numpy(prepared.images[channels])
             found = predict_windows(
                 trained.segment, images, window=inference.window, overlap=inference.overlap, device=device
             )

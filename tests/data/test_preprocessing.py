@@ -14,7 +14,6 @@ from modistill.data.volume import Volume
 from modistill.errors import CaseError, GeometryError, LabelError, RecipeError
 from tiny_cohort import ALL, AVAILABLE, make_case
 
-
 shapes = st.tuples(*[st.integers(5, 24)] * 3)
 preprocessings = st.builds(
     Preprocessing,

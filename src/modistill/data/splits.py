@@ -31,18 +31,24 @@ _LEFT_OUT = ""  # the part of those that counts leave over; a real part has a na
 
 Share: TypeAlias = float | int | Sequence[str]
 
-_FOLLOW_UP = re.compile(r"^(?P<patient>.+?)[-_](?:ses-?\w+|tp\d+|visit\d+|(?<=\d[-_])\d{3})$", re.IGNORECASE)
+_FOLLOW_UPS = (
+    re.compile(r"(.+?)[-_](?:ses-?\w+|(?:tp|visit)\d+)", re.IGNORECASE),
+    # Only after a patient number of five digits or more: `STUDY2_001` and `2021_001` are patients, not visits.
+    re.compile(r"((?:.*[-_])?\d{5,})[-_]\d{3}"),
+)
 
 
 def patient_of(case: str) -> str:
     """The patient an examination belongs to, where the id says so (BraTS follow-ups `-000`, `-001`; `_ses-1`; `_tp2`).
 
     Example:
-        >>> [patient_of(case) for case in ("BraTS-GLI-00005-001", "sub-01_ses-02", "BraTS2021_00005")]
-        ['BraTS-GLI-00005', 'sub-01', 'BraTS2021_00005']
+        >>> [patient_of(case) for case in ("BraTS-GLI-00005-001", "sub-01_ses-02", "BraTS2021_00005", "2021_001")]
+        ['BraTS-GLI-00005', 'sub-01', 'BraTS2021_00005', '2021_001']
     """
-    found = _FOLLOW_UP.match(case)
-    return found["patient"] if found else case
+    for pattern in _FOLLOW_UPS:
+        if found := pattern.fullmatch(case):
+            return found[1]
+    return case
 
 
 @dataclass(frozen=True)

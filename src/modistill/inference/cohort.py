@@ -59,7 +59,7 @@ def predict_cohort(
     faults: Sequence[Fault] = (),
     progress: Progress | None = None,
 ) -> Iterator[CaseRow]:
-    """Predict case after case; `report.json` is up to date after each.
+    """Predict case after case; `report.json` is up to date after each, and a case that failed leaves no file of its name.
 
     Args:
         predictor: the models.
@@ -74,7 +74,9 @@ def predict_cohort(
     refused = {fault.case: fault for fault in faults if fault.severity == "error" and fault.case is not None}
     rows = [CaseRow(name, "failed", None, (), one.reason, one.file, one.remedy) for name, one in refused.items() if name]
     others = [str(fault) for fault in faults if fault not in refused.values()]
-    yield from rows
+    for row in rows:
+        output.clear(row.case)
+        yield row
     for case in cases:
         row = _predict_one(predictor, case, output, progress)
         rows.append(row)
@@ -119,14 +121,16 @@ def _predict_one(predictor: Predictor, case: CaseFiles, output: OutputFolder, pr
         seconds = round(time.monotonic() - begin, 2)
         return CaseRow(case.id, "done", model.name, model.needs, found.reason, seconds=seconds, notices=found.notices)
     except ModistillError as error:
-        file = None if error.file is None else str(error.file)
-        return CaseRow(case.id, "failed", None, (), error.reason, file, error.remedy, round(time.monotonic() - begin, 2))
+        output.clear(case.id)
+        seconds = round(time.monotonic() - begin, 2)
+        return CaseRow(case.id, "failed", None, (), error.reason, error.file, error.remedy, seconds)
     except Exception as error:  # a bug met in one case; the others are worth finishing, and the report keeps the evidence
+        output.clear(case.id)
         return CaseRow(
             case.id,
             "failed",
             reason=f"unforeseen {type(error).__name__}: {' '.join(str(error).split())[:200]}",
-            remedy="please report it with the traceback in report.json",
+            remedy="please report it, with the traceback in report.json",
             seconds=round(time.monotonic() - begin, 2),
             traceback=traceback.format_exc(),
         )

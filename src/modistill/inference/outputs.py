@@ -3,7 +3,7 @@
     OUT/
       CASE.nii.gz                        label map on the native grid
       CASE.json                          how it was made; written last, so a case that has one is complete
-      probabilities/CASE_REGION.nii.gz   on request: probability of each region, float32
+      probabilities/CASE/REGION.nii.gz   on request: probability of each region, float32; apart, as they are no label maps
       report.json                        one entry a case
 
 `CASE.json` holds the digests of the files it vouches for and of those they were made from. A case is *done* when they all
@@ -12,6 +12,8 @@ still match; a file that merely exists proves nothing.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -32,7 +34,6 @@ __all__ = ["IfNotEmpty", "OutputFolder", "source_digests"]
 IfNotEmpty: TypeAlias = Literal["refuse", "overwrite", "continue"]
 
 REPORT = "report"
-PROBABILITIES = "probabilities"
 
 
 class OutputFolder:
@@ -71,16 +72,16 @@ class OutputFolder:
             return False
         try:
             record = read_json(self._sidecar(case.id))
-            if record["made_with"] != dict(made_with) or record["inputs"] != dict(inputs):
-                return False
-            return {name: self._digest(name) for name in record["files"]} == record["files"] and bool(record["files"])
+            same = record["made_with"] == _as_read(made_with) and record["inputs"] == _as_read(inputs)
+            return same and all(digest and _digest(self.path / name) == digest for name, digest in record["files"].items())
         except (ModistillError, KeyError, TypeError, AttributeError):  # a damaged record vouches for nothing
             return False
 
     def clear(self, case: str) -> None:
-        """Remove what an earlier run left of a case, the record that vouched for it first."""
-        for path in (self._sidecar(case), self._labels(case), *(self.path / PROBABILITIES).glob(f"{_escaped(case)}_*.nii.gz")):
-            path.unlink(missing_ok=True)
+        """Remove what there is of a case, the record that vouches for it first."""
+        self._sidecar(case).unlink(missing_ok=True)
+        self._labels(case).unlink(missing_ok=True)
+        shutil.rmtree(self._probabilities(case), ignore_errors=True)
 
     def write(self, found: Prediction, made_with: Mapping[str, Any], inputs: Mapping[str, str], seconds: float) -> None:
         """Write one case; its record comes last.
@@ -91,7 +92,7 @@ class OutputFolder:
         write_volume(self._labels(found.case), found.labels, dtype=np.uint8)
         written = [self._labels(found.case)]
         for region, volume in found.region_probabilities().items() if self.probabilities else ():
-            written.append(self.path / PROBABILITIES / f"{found.case}_{region}.nii.gz")
+            written.append(self._probabilities(found.case) / f"{region}.nii.gz")
             write_volume(written[-1], volume, dtype=np.float32)
         names = [str(path.relative_to(self.path)) for path in written]
         record = {
@@ -100,7 +101,7 @@ class OutputFolder:
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "made_with": dict(made_with),
             "inputs": dict(inputs),
-            "files": {name: self._digest(name) for name in names},
+            "files": {name: _digest(self.path / name) for name in names},
         }
         write_json(self._sidecar(found.case), record)
 
@@ -125,24 +126,34 @@ class OutputFolder:
     def _sidecar(self, case: str) -> Path:
         return self.path / f"{case}.json"
 
-    def _digest(self, name: str) -> str | None:
-        path = self.path / name
-        return sha256(path) if path.is_file() else None
+    def _probabilities(self, case: str) -> Path:
+        return self.path / "probabilities" / case
 
 
 def source_digests(case: CaseFiles, modalities: Sequence[str]) -> dict[str, str]:
-    """Modality -> SHA-256 of its file, with the channel of a file that holds several."""
-    digests: dict[Path, str] = {}
-    named = {}
-    for name in modalities:
-        source = case.images[name]
-        try:
-            digest = digests.setdefault(source.path, "") or sha256(source.path)
-        except OSError as error:
-            raise FileError(f"cannot be read: {error.strerror or error}", case=case.id, file=source.path) from error
-        digests[source.path] = digest
-        named[name] = digest if source.channel is None else f"{digest}:{source.channel}"
-    return named
+    """Modality -> SHA-256 of its file, with the channel of a file that holds several.
+
+    A file that cannot be read has none here: what is wrong with it is for the reader to say.
+    """
+    sources = {name: case.images[name] for name in modalities}
+    digests = {path: _digest(path) for path in {source.path for source in sources.values()}}
+    return {
+        name: (digests[source.path] or "") + ("" if source.channel is None else f":{source.channel}")
+        for name, source in sources.items()
+    }
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a regular file; None of anything else, and of what cannot be read."""
+    try:
+        return sha256(path) if path.is_file() else None
+    except OSError:
+        return None
+
+
+def _as_read(value: Mapping[str, Any]) -> Any:
+    """Plain values as they come back from a JSON file: tuples as lists."""
+    return json.loads(json.dumps(value))
 
 
 def _record(found: Prediction) -> dict[str, Any]:
@@ -159,9 +170,3 @@ def _record(found: Prediction) -> dict[str, Any]:
         "model": {"source": None if model.source is None else str(model.source), "method": type(model.method).__name__},
         "versions": {package: metadata.version(package) for package in ("modistill", "torch", "numpy")},
     }
-
-
-def _escaped(name: str) -> str:
-    import glob
-
-    return glob.escape(name)

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import threading
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modistill.data.augmentation import augmentations
+from modistill.data.batch import Batch
+from modistill.data.loading import Loader
+from modistill.data.store import PreparedCohort
+from modistill.errors import FileError, RecipeError
+from tiny_cohort import ALL, AVAILABLE, prepare_folder, write_folder
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> PreparedCohort:
+    root = tmp_path_factory.mktemp("loading")
+    (root / "raw").mkdir()
+    write_folder(root / "raw")
+    (root / "raw" / "BraTS21_002" / "BraTS21_002_t1ce.nii.gz").unlink()
+    return prepare_folder(root / "raw", root / "prepared").cohort
+
+
+def make(cohort: PreparedCohort, **settings) -> Loader:
+    arguments = {"modalities": ALL, "available": AVAILABLE, "workers": 0, "patch_size": (8, 9, 20), **settings}
+    return Loader(cohort, cohort.ids("train"), **arguments)
+
+
+def same(one: Batch, two: Batch) -> bool:
+    tensors = all(torch.equal(getattr(one, name), getattr(two, name)) for name in ("images", "labels", "presence"))
+    return tensors and one.cases == two.cases and one.epoch == two.epoch
+
+
+settings_of_loaders = st.fixed_dictionaries(
+    {
+        "batch_size": st.sampled_from([1, 2, 4]),
+        "samples_per_case": st.integers(1, 3),
+        "augmentation": st.sampled_from(list(augmentations.values())),
+        "patch_size": st.sampled_from([None, (8, 9, 20), (30, 4, 8)]),
+        "foreground_fraction": st.sampled_from([0.0, 0.5, 1.0]),
+        "seed": st.integers(0, 3),
+    }
+)
+
+
+@settings(max_examples=15)
+@given(settings_of_loaders, st.integers(0, 2), st.data())
+def test_workers_resuming_and_ranks_change_nothing(cohort: PreparedCohort, chosen, epoch, data):
+    whole = list(make(cohort, **chosen).batches(epoch))
+    assert len(whole) == len(make(cohort, **chosen))
+    start = data.draw(st.integers(0, len(whole)))
+    tail = list(make(cohort, **chosen, workers=2).batches(epoch, start))
+    assert len(tail) == len(whole) - start
+    assert all(map(same, tail, whole[start:]))
+    world = data.draw(st.sampled_from([n for n in (1, 2, 4) if chosen["batch_size"] % n == 0]))
+    ranks = [list(make(cohort, **chosen, workers=rank).batches(epoch, rank=rank, world=world)) for rank in range(world)]
+    for batch, *parts in zip(whole, *ranks, strict=True):
+        assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+        assert sum((part.cases for part in parts), ()) == batch.cases
+
+
+def test_every_case_is_seen_as_often_as_any_other_in_a_new_order(cohort: PreparedCohort):
+    loader = make(cohort, batch_size=2, samples_per_case=3)
+    assert len(loader) == 6
+    orders = [[case for batch in loader.batches(epoch) for case in batch.cases] for epoch in range(3)]
+    for order in orders:
+        assert {case: order.count(case) for case in order} == dict.fromkeys(cohort.ids("train"), 3)
+    assert len(set(map(tuple, orders))) == 3
+    short = make(cohort, steps_per_epoch=1)
+    assert sorted(case for epoch in range(4) for batch in short.batches(epoch) for case in batch.cases) == list(
+        cohort.ids("train")
+    )
+
+
+def test_epochs_and_seeds_draw_other_patches(cohort: PreparedCohort):
+    first = [next(iter(make(cohort, seed=seed, steps_per_epoch=4).batches(epoch))) for seed in (0, 1) for epoch in (0, 1, 2)]
+    assert len({batch.images.numpy().tobytes() for batch in first}) == 6
+
+
+def test_a_batch_holds_what_was_asked_for(cohort: PreparedCohort):
+    order = ("t2", "t1ce", "flair")
+    loader = make(cohort, batch_size=4, modalities=order, available=("flair", "t2"), patch_size=None)
+    (batch,) = loader.batches(0)
+    assert batch.images.dtype == torch.float32
+    assert batch.labels.dtype == torch.int64
+    assert batch.modalities == order
+    assert batch.available.shape[1] == 2
+    largest = np.max([cohort.entry(case).shape for case in cohort.ids("train")], axis=0)
+    assert batch.images.shape == (4, 3, *largest)
+    for index, case in enumerate(batch.cases):
+        stored = cohort.read(case)
+        d, h, w = stored.labels.shape
+        channels = [ALL.index(name) for name in order]
+        assert torch.equal(batch.images[index, :, :d, :h, :w], torch.from_numpy(stored.images[channels]).float())
+        assert batch.images[index].count_nonzero() == np.count_nonzero(stored.images[channels])
+        assert batch.labels[index].sum() == stored.labels.sum()
+        assert batch.presence[index].tolist() == [True, case != "BraTS21_002", True]
+
+
+def test_foreground_patches_hold_foreground(cohort: PreparedCohort):
+    def share(fraction: float) -> float:
+        loader = make(cohort, patch_size=(3, 3, 3), samples_per_case=30, foreground_fraction=fraction)
+        return float(np.mean([bool(batch.labels.any()) for batch in loader.batches(0)]))
+
+    assert share(1.0) == 1.0
+    assert share(0.0) < 0.8
+
+
+@pytest.mark.parametrize("patch_size", [None, (8, 9)])
+def test_slices(cohort: PreparedCohort, patch_size):
+    loader = make(cohort, dims=2, patch_size=patch_size, batch_size=2, foreground_fraction=1.0, samples_per_case=4)
+    for batch in loader.batches(0):
+        assert batch.images.ndim == 4
+        assert batch.labels.shape[1:] == batch.images.shape[2:]
+        assert all(labels.any() for labels in batch.labels)
+    with pytest.raises(RecipeError, match="does not fit 2 dimensions"):
+        make(cohort, dims=2, patch_size=(8, 8, 8))
+
+
+def test_threads_end_with_the_generator(cohort: PreparedCohort):
+    batches = make(cohort, workers=3, samples_per_case=9).batches(0)
+    list(islice(batches, 2))
+    assert any("modistill-loading" in thread.name for thread in threading.enumerate())
+    batches.close()
+    assert not any("modistill-loading" in thread.name for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_case_is_named(tmp_path: Path, workers):
+    write_folder(tmp_path / "raw", cases=2)
+    cohort = prepare_folder(tmp_path / "raw", tmp_path / "prepared").cohort
+    path = tmp_path / "prepared" / "cases" / "BraTS21_000" / "images.b2nd"
+    path.write_bytes(b"")
+    with pytest.raises(FileError, match="BraTS21_000: "):
+        list(make(cohort, workers=workers).batches(0))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"modalities": ("ct",)}, "have no ct"),
+        ({"available": ("ct",)}, "available modality ct"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"samples_per_case": 0}, "samples_per_case is 0"),
+        ({"foreground_fraction": 1.5}, "between 0 and 1"),
+        ({"dims": 4}, "2 for slices"),
+        ({"patch_size": (0, 8, 8)}, "does not fit 3"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(cohort: PreparedCohort, change, words):
+    with pytest.raises(RecipeError, match=words):
+        make(cohort, **change)
+
+
+def test_an_empty_part_and_a_batch_that_cannot_be_divided(cohort: PreparedCohort):
+    with pytest.raises(RecipeError, match="no case to draw from"):
+        Loader(cohort, cohort.ids("validation"), modalities=ALL, available=AVAILABLE)
+    with pytest.raises(RecipeError, match="cannot be divided among 2 ranks"):
+        next(make(cohort, batch_size=1).batches(0, world=2))

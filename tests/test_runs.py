@@ -1,0 +1,155 @@
+"""From a recipe to a run folder and back to a model: records, refusals, and a deployed student that holds nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from modistill import runs
+from modistill.data.folder import find_cases
+from modistill.data.preparing import prepare
+from modistill.data.preprocessing import Preprocessing
+from modistill.errors import FileError, ModelError, RecipeError
+from modistill.inference.predictor import Predictor
+from modistill.phantom.cohort import write_cohort
+from modistill.recipe import Recipe, load_recipe
+
+SMALL = ["training.epochs=1", "training.validate_every=1", "method.width=2", "data.size=[32, 32, 32]", "training.precision='32'"]
+ARMS = ("teacher", "student", "control", "had_net")
+
+
+def small(arm: str, *overrides: str) -> Recipe:
+    return load_recipe(f"demo/{arm}", [*SMALL, *overrides])
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantom") / "patients"
+    write_cohort(folder, 4, seed=3, shape=(32, 32, 32), workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(patients: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = small("teacher").data
+    folder = tmp_path_factory.mktemp("prepared") / "cohort"
+    how = Preprocessing(data.modalities, data.available or data.modalities, data.normalisation, size=data.size)
+    prepare(find_cases(patients), folder, how, {"train": 0.5, "validation": 0.5}, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for arm in ARMS:
+        runs.train(small(arm), prepared, folder / arm, device="cpu")
+    return folder
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_run_folder_holds_its_records(trained: Path, arm: str) -> None:
+    run = trained / arm
+    found = {path.name for path in run.iterdir()}
+    assert {"recipe.yaml", "environment.json", "split.json", "log.csv", "progress.png", "checkpoints"} <= found
+    assert {"model.safetensors", "model.json"} <= found
+    card = json.loads((run / "model.json").read_text())
+    assert "t1ce" not in card["reads"] or arm == "teacher"
+    resolved = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert resolved["method"]["class_weights"][0] == 1.0
+    assert len(resolved["method"]["class_weights"]) == 4
+
+
+def test_the_deployed_student_holds_no_teacher_and_no_critic(trained: Path) -> None:
+    model = runs.load_model(trained / "had_net")
+    assert model.needs == ("flair", "t1", "t2")
+    kinds = {name.split(".")[0]: parameter.device.type for name, parameter in model.method.named_parameters()}
+    assert kinds == {"teacher": "meta", "student": "cpu", "critic": "meta"}
+
+
+def test_had_net_starts_from_the_weights_it_is_given(trained: Path, prepared: Path) -> None:
+    recipe = runs.resolve(small("had_net"), runs.PreparedCohort(prepared).plan)
+    method = runs.build_method(recipe)
+    runs.start_from(method, recipe, trained / "elsewhere")
+    for network, arm in {"teacher": "teacher", "student": "student"}.items():
+        weights = runs.load_weights(trained / arm / "model.safetensors")[0]
+        for name, value in method.get_submodule(network).state_dict().items():
+            assert torch.equal(value, weights[name]), f"{network}.{name}"
+
+
+def test_what_a_run_predicts_in_the_patient_is_what_validation_saw(trained: Path, patients: Path, prepared: Path) -> None:
+    """Predicting the raw case and segmenting the prepared one give the same labels, up to what float16 rounds."""
+    cohort = runs.PreparedCohort(prepared)
+    case = next(case for case in find_cases(patients).cases if case.id == cohort.ids("validation")[0])
+    prediction = Predictor([runs.load_model(trained / "had_net")], device="cpu", precision="32").predict(case.read())
+    stored = cohort.read(case.id)
+    method = runs.load_model(trained / "had_net").method
+    channels = [cohort.plan.preprocessing.modalities.index(name) for name in method.available]
+    with torch.inference_mode():
+        logits = method.segment(torch.from_numpy(stored.images[channels].astype(np.float32))[None])[0]
+    restored = cohort.plan.preprocessing.restore(logits.softmax(0).numpy(), stored.geometry, outside=(1, 0, 0, 0))
+    same = prediction.labels.voxels == prediction.convention.from_classes(restored.argmax(0))
+    assert same.mean() > 0.995
+
+
+def test_a_second_training_into_the_same_folder_is_refused(trained: Path, prepared: Path) -> None:
+    with pytest.raises(FileError, match=r"holds a run already \(--resume to go on, or choose another folder\)"):
+        runs.train(small("teacher"), prepared, trained / "teacher")
+
+
+def test_resuming_another_experiment_is_refused(trained: Path, prepared: Path) -> None:
+    with pytest.raises(RecipeError, match=r"differs from the run's own \(only training.epochs may change\)"):
+        runs.train(small("teacher", "method.lr=0.5"), prepared, trained / "teacher", resume=True)
+
+
+def test_a_finished_run_can_be_made_longer(trained: Path, prepared: Path, tmp_path: Path) -> None:
+    long, parts = tmp_path / "long", tmp_path / "parts"
+    runs.train(small("student", "training.epochs=2"), prepared, long, device="cpu")
+    runs.train(small("student"), prepared, parts, device="cpu")
+    runs.train(small("student", "training.epochs=2"), prepared, parts, device="cpu", resume=True)
+    assert (long / "model.safetensors").read_bytes()[8:] != b""
+    first, second = (runs.load_weights(run / "model.safetensors")[0] for run in (long, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_recipes_that_do_not_fit_the_prepared_cases_are_refused(prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"data.size is 32, 32, 48, the prepared cases were made with 32, 32, 32"):
+        runs.train(small("teacher", "data.size=[32, 32, 48]"), prepared, tmp_path / "run")
+    with pytest.raises(RecipeError, match="method reads ct, the prepared cases hold flair, t1ce, t1, t2"):
+        runs.train(small("student", "method.modalities=[t1, ct]"), prepared, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_network_are_refused(trained: Path, prepared: Path) -> None:
+    with pytest.raises(ModelError, match="reads flair, t1, t2, the teacher of this method reads flair, t1ce, t1, t2"):
+        runs.train(small("had_net", "start_from.teacher=../student"), prepared, trained / "wrong1")
+    with pytest.raises(ModelError, match="does not fit the teacher"):
+        runs.train(small("had_net", "method.width=4"), prepared, trained / "wrong2")
+    with pytest.raises(ModelError, match="no trained model here"):
+        runs.train(small("had_net", "start_from.teacher=../nobody"), prepared, trained / "wrong2")
+    with pytest.raises(RecipeError, match=r"start_from.studnt: no such network \(known: teacher, student\)"):
+        runs.train(small("had_net", "start_from.studnt=../student"), prepared, trained / "wrong3")
+    assert not list(trained.glob("wrong*"))
+
+
+def test_a_damaged_model_is_refused(trained: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "model.safetensors"
+    content = bytearray((trained / "student" / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    broken.write_bytes(bytes(content))
+    with pytest.raises(ModelError, match="do not match their digest"):
+        runs.load_model(tmp_path)
+    with pytest.raises(ModelError, match="no trained model here"):
+        runs.load_model(trained)
+
+
+def test_the_mask_of_a_patient_without_t1ce_is_the_one_of_training(trained: Path) -> None:
+    model = runs.load_model(trained / "teacher")
+    assert model.preprocessing.available == ("flair", "t1", "t2")
+    assert model.preprocessing.modalities == ("flair", "t1ce", "t1", "t2")
+    assert replace(model.preprocessing).normalisation == "hadnet"
