@@ -1,10 +1,11 @@
 """Teacher, pre-trained student, control and HAD-Net on phantom patients, over several seeds; in pieces that can be resumed.
 
-    python benchmarks/phantom_experiment.py --folder build/phantom --seeds 3 --minutes 9     # again and again until it says done
+    python benchmarks/phantom_experiment.py --folder build/phantom --minutes 9     # again and again until it says done
 
-Each piece ends by itself after `--minutes`: the training that runs then writes a checkpoint and goes on in the next piece, bit for
-bit. Every arm of a seed sees the same patients, order and budget; the control goes on from the same pre-trained student as
-HAD-Net with the same optimiser, for as many epochs. Test patients have no t1ce file (the teacher gets the same patients with it).
+Each piece ends by itself after `--minutes`: the training that runs then writes a checkpoint and goes on in the next piece, bit
+for bit. Every arm of a seed sees the same patients, order and budget; the control goes on from the same pre-trained student as
+HAD-Net with the same optimiser, for as many epochs. Test patients have no t1ce file (the teacher gets the same patients with
+it).
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def main() -> None:
         prepared, runs = folder / f"prepared{seed}", folder / f"runs{seed}"
         split = ["--fractions", "0.85", "0.15", "0", "--seed", seed]
         if not (prepared / "plan.json").exists():
-            piece.run("prepare", train_patients, "-o", prepared, "--recipe", "demo/teacher", "--set", size, *split)
+            piece.run("prepare", train_patients, "-o", prepared, "--recipe", "demo/teacher", "--size", *shape, *split)
         for arm in ("teacher", "student", "control", "had_net"):
             epochs = chosen.epochs[arm in {"control", "had_net"}]
             overrides = [size, f"training.seed={seed}", f"training.epochs={epochs}", *chosen.set]

@@ -1,7 +1,7 @@
 """The phantom's contrast against real patients. The numbers are medians over patients, relative to white matter.
 
-Tumour: 23 patients of BraTS 2021. CSF and grey matter: one patient whose tissues were labelled exactly; CSF there means sulci as
-much as ventricles, so its limits are wide. Stated tolerance: 10 % of each median for tumour and 12 % for grey matter.
+Tumour: 23 patients of BraTS 2021. CSF and grey matter: one patient whose tissues were labelled exactly; CSF there means sulci
+as much as ventricles, so its limits are wide. Stated tolerance: 10 % of each median, 12 % for grey matter.
 """
 
 import numpy as np
@@ -12,6 +12,7 @@ from modistill.phantom.patient import Patient, phantom_patient
 
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
 LABELS = {"NCR": 1, "ED": 2, "ET": 4}
+SHARE = {"white": 0.5, "csf": 0.5, "grey": 0.75}  # the cortex is thinner than the voxels here; labels were drawn at 1 mm
 REAL = {
     "NCR": (0.87, 0.83, 2.04, 1.62),
     "ED": (0.95, 0.95, 1.59, 1.48),
@@ -23,12 +24,12 @@ BETWEEN = {"NCR": (0.20, 0.22, 0.28, 0.27), "ED": (0.07, 0.10, 0.19, 0.17), "ET"
 
 @pytest.fixture(scope="module")
 def patients() -> list[Patient]:
-    return [phantom_patient(index, seed=0, shape=(64, 80, 68)) for index in range(28)]
+    return [phantom_patient(index, seed=0, shape=(60, 74, 62)) for index in range(24)]
 
 
 def values(patient: Patient, tissue: str, name: str) -> np.ndarray:
     labels = patient.case.labels.voxels
-    chosen = labels == LABELS[tissue] if tissue in LABELS else (patient.shares[tissue] > 0.5) & (labels == 0)
+    chosen = labels == LABELS[tissue] if tissue in LABELS else (patient.shares[tissue] > SHARE[tissue]) & (labels == 0)
     return patient.case.images[name].voxels[chosen]
 
 
@@ -72,7 +73,7 @@ def auc(patient: Patient, name: str) -> float:
 
 
 def test_et_is_hard_without_the_post_contrast_sequence_and_easy_with_it(patients: list[Patient]) -> None:
-    """Real patients: mean AUC of ET against NCR and ED 0.97 on T1ce, and 0.52, 0.49, 0.47 on T1, T2, FLAIR (SD 0.13 to 0.17)."""
+    """Real patients: mean AUC of ET against NCR and ED 0.97 on T1ce; 0.52, 0.49, 0.47 on T1, T2, FLAIR (SD 0.13 to 0.17)."""
     enhancing = [patient for patient in patients if (patient.case.labels.voxels == 4).sum() > 100]
     assert np.mean([auc(patient, "t1ce") for patient in enhancing]) > 0.88
     for name in ("t1", "t2", "flair"):

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from modistill.data.augmentation import Augmentation
 from modistill.data.batch import Batch
@@ -26,8 +23,6 @@ from modistill.data.store import CaseEntry, PreparedCohort
 from modistill.errors import ModistillError, RecipeError
 
 __all__ = ["Loader"]
-
-Sample: TypeAlias = tuple[Tensor, Tensor, str]  # images, labels, case id
 
 _ORDER, _SAMPLE = 0, 1  # two streams of random numbers that never meet
 
@@ -114,21 +109,22 @@ class Loader:
         }
         if not self.workers:
             for step, positions in steps.items():
-                yield self._collate([self._sample(epoch, position) for position in positions], epoch, step)
+                batch = self._empty(epoch, step, positions)
+                for index, position in enumerate(positions):
+                    self._fill(batch, index, position)
+                yield batch
             return
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="modistill-loading")
         try:
             # Submitted as they are taken: one batch in use, and enough ahead for every thread to have something to do.
-            tasks = (
-                (step, [pool.submit(self._sample, epoch, position) for position in positions])
-                for step, positions in steps.items()
-            )
+            tasks = (self._submit(pool, self._empty(epoch, step, positions), positions) for step, positions in steps.items())
             ahead = deque(islice(tasks, 1 + -(-self.workers // share)))
             while ahead:
-                step, futures = ahead.popleft()
-                samples = [future.result() for future in futures]
+                batch, futures = ahead.popleft()
+                for future in futures:
+                    future.result()
                 ahead.extend(islice(tasks, 1))
-                yield self._collate(samples, epoch, step)
+                yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -158,23 +154,41 @@ class Loader:
         order = np.random.default_rng([self.seed, _ORDER, place // len(self.ids)]).permutation(len(self.ids))
         return self.ids[int(order[place % len(self.ids)])]
 
-    def _sample(self, epoch: int, position: int) -> Sample:
-        case = self._case_at(epoch, position)
-        rng = np.random.default_rng([self.seed, _SAMPLE, epoch, position])
+    def _submit(self, pool: ThreadPoolExecutor, batch: Batch, positions: range) -> tuple[Batch, list[Future[None]]]:
+        return batch, [pool.submit(self._fill, batch, index, position) for index, position in enumerate(positions)]
+
+    def _empty(self, epoch: int, step: int, positions: range) -> Batch:
+        """A batch of zeros for the samples at these positions; each is read right into its place."""
+        cases = tuple(self._case_at(epoch, position) for position in positions)
+        shape = self._spatial(epoch, step)
+        return Batch(
+            images=torch.zeros(len(cases), len(self.modalities), *shape),
+            labels=torch.zeros(len(cases), *shape, dtype=torch.int64),
+            presence=torch.tensor([[self._entries[case].presence[channel] for channel in self._channels] for case in cases]),
+            modalities=self.modalities,
+            available_modalities=self.available,
+            cases=cases,
+            epoch=epoch,
+        )
+
+    def _fill(self, batch: Batch, index: int, position: int) -> None:
+        """Read one sample of a batch, change it, and put it into its place."""
+        case = batch.cases[index]
+        rng = np.random.default_rng([self.seed, _SAMPLE, batch.epoch, position])
         try:
-            start, size = self._patch(self._entries[case], rng)
-            stored, classes = self.cohort.patch(case, start, size)
-            images = torch.from_numpy(stored).to(torch.float32)
+            stored, classes = self.cohort.patch(case, *self._patch(self._entries[case], rng))
+            images, labels = torch.from_numpy(stored), torch.from_numpy(classes)
             if self._channels != list(range(len(images))):
                 images = images[self._channels]
-            labels = torch.from_numpy(classes)
             if self.dims == 2:
                 images, labels = images[..., 0], labels[..., 0]
             if self.augmentation is not None:
-                images, labels = self.augmentation.sample(rng)(images, labels)
+                images, labels = self.augmentation.sample(rng)(images.float(), labels)
         except ModistillError as error:
             raise error.at(case) from None
-        return images.contiguous(), labels.to(torch.int64), case
+        box = tuple(slice(n) for n in labels.shape)
+        batch.images[index][(slice(None), *box)] = images  # copied once, from half to single precision on the way
+        batch.labels[index][box] = labels
 
     def _patch(self, entry: CaseEntry, rng: np.random.Generator) -> tuple[Triple, Triple]:
         """First corner and size of the patch, in voxels of the prepared case."""
@@ -191,25 +205,3 @@ class Loader:
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         shapes = [self._entries[self._case_at(epoch, position)].shape for position in positions]
         return [max(sizes) for sizes in zip(*shapes, strict=True)][: self.dims]
-
-    def _collate(self, samples: Sequence[Sample], epoch: int, step: int) -> Batch:
-        images, labels, cases = zip(*samples, strict=True)
-        shape = self._spatial(epoch, step)
-        presence = [[self._entries[case].presence[channel] for channel in self._channels] for case in cases]
-        return Batch(
-            images=torch.stack([_fill(part, shape) for part in images]),
-            labels=torch.stack([_fill(part, shape) for part in labels]),
-            presence=torch.tensor(presence),
-            modalities=self.modalities,
-            available_modalities=self.available,
-            cases=cases,
-            epoch=epoch,
-        )
-
-
-def _fill(part: Tensor, shape: Sequence[int]) -> Tensor:
-    """Zeros at the end of each spatial axis, up to `shape`."""
-    missing = [want - have for have, want in zip(part.shape[-len(shape) :], shape, strict=True)]
-    if not any(missing):
-        return part
-    return functional.pad(part, [amount for want in reversed(missing) for amount in (0, want)])

@@ -39,7 +39,7 @@ __all__ = ["FORMAT", "CaseEntry", "Plan", "PreparedCase", "PreparedCohort", "Sou
 
 FORMAT = 1
 IMAGES, LABELS, ENTRY, PLAN, SPLIT = "images.b2nd", "labels.b2nd", "case.json", "plan.json", "split.json"
-_CHUNK, _BLOCK = 64, 16
+_CHUNK, _BLOCK = 32, 8  # voxels along the first two axes; rows along the third are never broken
 _SAMPLE = 512  # foreground voxels remembered for each class
 
 Source: TypeAlias = tuple[str, int, int]  # path, bytes, time of last change in ns
@@ -302,10 +302,8 @@ def store_case(
     labels = prepared.labels
     if labels is None:
         raise CaseError("no reference labels", case=case, remedy="add them; predict takes cases as they are")
-    chunk, block = (tuple(min(n, edge) for n in labels.shape) for edge in (_CHUNK, _BLOCK))
-    modalities = len(prepared.images)
-    write_bytes(folder / IMAGES, _pack(prepared.images.astype(np.float16), (modalities, *chunk), (modalities, *block)))
-    write_bytes(folder / LABELS, _pack(labels, chunk, block))
+    write_bytes(folder / IMAGES, _pack(prepared.images.astype(np.float16)))
+    write_bytes(folder / LABELS, _pack(labels))
     counts = np.bincount(labels.ravel(), minlength=classes)
     inside = np.count_nonzero(prepared.mask & (labels == 0))
     entry = CaseEntry(
@@ -338,12 +336,13 @@ def _sample(labels: NDArray[np.uint8], value: int) -> tuple[int, ...]:
     return tuple(int(voxel) for voxel in voxels)
 
 
-def _pack(array: NDArray[Any], chunks: Sequence[int], blocks: Sequence[int]) -> bytes:
+def _pack(array: NDArray[Any]) -> bytes:
     import blosc2
 
-    settings = {"codec": blosc2.Codec.LZ4, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
-    packed = blosc2.asarray(array, chunks=tuple(chunks), blocks=tuple(blocks), cparams=settings)
-    return bytes(packed.to_cframe())
+    channels, (d, h, w) = array.shape[:-3], array.shape[-3:]
+    chunks, blocks = ((*channels, min(d, edge), min(h, edge), w) for edge in (_CHUNK, _BLOCK))
+    settings = {"codec": blosc2.Codec.LZ4, "clevel": 1, "filters": [blosc2.Filter.NOFILTER], "nthreads": 1}
+    return bytes(blosc2.asarray(array, chunks=chunks, blocks=blocks, cparams=settings).to_cframe())
 
 
 def _read(path: Path, box: tuple[slice, ...]) -> NDArray[Any]:

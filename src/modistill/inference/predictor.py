@@ -153,14 +153,11 @@ class Predictor:
         fitting = [model for model in self.models if set(model.needs) <= set(available)]
         if fitting:
             return max(fitting, key=lambda model: len(model.needs))  # max keeps the first of equals
-        combinations = "; ".join(
-            f"{'+'.join(model.needs)} ({model.name}; {', '.join(_lacking(model, available))} not there)"
-            for model in self.models
-        )
+        lacking = {name for model in self.models for name in _lacking(model, available)}
         raise CaseError(
-            f"has {', '.join(available) or 'nothing'}, no model can serve that",
+            f"has {', '.join(available) or 'nothing'}, lacks {', '.join(sorted(lacking))}: no model can serve that",
             case=case,
-            remedy=f"the models serve {combinations}",
+            remedy="; ".join(f"{model.name} needs {'+'.join(model.needs)}" for model in self.models),
         )
 
     def why(self, chosen: Model, available: Collection[str]) -> str:

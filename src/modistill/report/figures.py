@@ -1,7 +1,7 @@
 """Pictures: how a training went, and what models found in patients.
 
-Matplotlib is imported when a picture is drawn, without its global state. The colours of the regions are the same everywhere, and
-told apart by people who do not tell red from green.
+Matplotlib is imported when a picture is drawn, without its global state. The colours of the regions are the same everywhere,
+and people who do not tell red from green can tell them apart.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ class CaseView:
         """The axial slice with most tumour: in the reference, else in any prediction, else the middle one."""
         candidates = [self.reference] if self.reference is not None else []
         for labels in (*candidates, *self.predictions.values()):
-            areas = np.count_nonzero(labels, axis=(0, 1))
+            areas = np.asarray(np.count_nonzero(labels, axis=(0, 1)))
             if areas.any():
-                return int(areas.argmax())
-        return self.image.shape[2] // 2
+                return int(np.argmax(areas))
+        return int(self.image.shape[2]) // 2
 
     def scores(self, name: str) -> dict[str, float]:
         """Region -> Dice of the whole volume; NaN where both are empty."""
@@ -85,7 +85,8 @@ def draw_predictions(
         patients: cases with images and, where there are any, reference labels, in any layout.
         predictions: folders that `modistill predict` wrote; their names stand above the columns.
         out: the PNG file.
-        cases: ids to show; else the first `count` that every folder has.
+        cases: ids to show; None for the first that every folder has.
+        count: how many of those.
 
     Raises:
         CaseError: a case asked for is not everywhere, or none is.
@@ -143,8 +144,7 @@ def figure_cases(views: Sequence[CaseView], out: Path, *, caption: str | None = 
 
     models = list(dict.fromkeys(name for view in views for name in view.predictions))
     columns = ["image", *(["reference"] if any(view.reference is not None for view in views) else []), *models]
-    figure = Figure(figsize=(1.95 * len(columns) + 0.45, 2.45 * len(views) + 0.75), dpi=150, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0.0, hspace=0.0)  # type: ignore[union-attr]
+    figure = Figure(figsize=(1.95 * len(columns) + 0.45, 2.45 * len(views) + 0.75), dpi=150, layout=_tight())
     panels = figure.subplots(len(views), len(columns), squeeze=False)
     for row, view in zip(panels, views, strict=True):
         for panel, column in zip(row, columns, strict=True):
@@ -168,20 +168,15 @@ def plot_progress(log_csv: Path, out: Path) -> None:
     rows = read_log(log_csv)
     if not rows:
         return
-    terms = {row.name.split("/")[1]: {} for row in rows if row.name.startswith("train/")}  # type: dict[str, Any]
-    for row in rows:
-        if row.name.startswith("train/"):
-            _, player, term = row.name.split("/", 2)
-            terms[player].setdefault(term, []).append(row)
-    scores: dict[str, list[LogRow]] = {}
-    for row in rows:
-        if row.name.startswith("validation/"):
-            scores.setdefault(row.name.removeprefix("validation/").removeprefix("dice/"), []).append(row)
-    titles = [*terms, *(["validation Dice"] if scores else [])]
-    figure = Figure(figsize=(3.7 * len(titles) + 0.3, 3.1), dpi=130, layout="constrained")
-    panels = figure.subplots(1, len(titles), squeeze=False)[0]
-    for panel, title, lines in zip(panels, titles, [*terms.values(), scores], strict=False):
+    shown: dict[str, dict[str, list[LogRow]]] = {}
+    for row in sorted(rows, key=lambda row: row.name.startswith("validation/")):  # the validation is the last panel
+        *path, name = row.name.split("/")
+        title = "validation Dice" if path[0] == "validation" else "/".join(path[1:])
+        shown.setdefault(title, {}).setdefault(name, []).append(row)
+    figure = Figure(figsize=(3.7 * len(shown) + 0.3, 3.1), dpi=130, layout="constrained")
+    for panel, (title, lines) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
         _curves(panel, title, lines)
+        panel.set_xlim(0.5, max(row.epoch for row in rows) + 1.5)
     _save(figure, out)
 
 
@@ -197,7 +192,7 @@ def _panel(panel: Axes, view: CaseView, column: str) -> None:
     labels = view.reference if column == "reference" else view.predictions.get(column)
     window = _window(view)
     image = _axial(view.image, view.slice)[window].astype(np.float32)
-    low, high = np.percentile(image[image > image.min()], (1, 99.5)) if np.ptp(image) else (0, 1)
+    low, high = np.percentile(image[image > image.min()], (1, 99.9)) if np.ptp(image) else (0, 1)
     aspect = view.spacing_mm[1] / view.spacing_mm[0]
     panel.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect, interpolation="lanczos")
     if column == "image":
@@ -213,15 +208,19 @@ def _panel(panel: Axes, view: CaseView, column: str) -> None:
 
 
 def _overlay(panel: Axes, labels: NDArray[Any], regions: Regions) -> None:
-    for (name, mask), colour in zip(zip(regions, regions.encode(labels), strict=True), _colours(regions), strict=True):
-        if not mask.any():
-            continue
-        rgba = np.zeros((*mask.shape, 4), dtype=np.float32)
-        rgba[mask] = _rgba(colour, 0.22)
-        panel.imshow(rgba, origin="lower", aspect=panel.get_aspect(), interpolation="nearest", label=name)
-        framed = np.pad(mask.astype(float), 1)  # a region at the border of the picture is outlined as well
-        d, h = (np.arange(-1, n + 1) for n in mask.shape)
-        panel.contour(h, d, framed, levels=[0.5], colors=[colour], linewidths=1.1)
+    """Each voxel in the colour of the innermost of its regions, and every region outlined."""
+    from matplotlib.colors import to_rgb
+
+    masks, colours = regions.encode(labels), _colours(regions)
+    outer_first = sorted(range(len(masks)), key=lambda index: -int(np.count_nonzero(masks[index])))
+    fill = np.zeros((*labels.shape, 4), dtype=np.float32)
+    for index in outer_first:
+        fill[masks[index]] = (*to_rgb(colours[index]), 0.38)
+    panel.imshow(fill, origin="lower", aspect=panel.get_aspect(), interpolation="nearest")
+    x, y = (np.arange(-1, n + 1) for n in reversed(labels.shape))
+    for index in outer_first:
+        if masks[index].any():  # padded, so that a region at the border of the picture is outlined as well
+            panel.contour(x, y, np.pad(masks[index].astype(float), 1), levels=[0.5], colors=[colours[index]], linewidths=1.0)
     panel.set_xlim(-0.5, labels.shape[1] - 0.5)
     panel.set_ylim(-0.5, labels.shape[0] - 0.5)
 
@@ -231,13 +230,24 @@ def _curves(panel: Axes, title: str, lines: Mapping[str, Sequence[LogRow]]) -> N
     others = iter(_OTHER_COLOURS * 5)
     for name, rows in lines.items():
         colour = _INK if name == "score" else REGION_COLOURS.get(name) or next(others)
-        style = {"color": colour, "linewidth": 1.6, "linestyle": "--" if name == "score" else "-"}
-        epochs, values = [row.epoch + 1 for row in rows], [row.value for row in rows]
-        panel.plot(epochs, values, marker="o", markersize=3 if len(rows) < 30 else 0, label=name, **style)
+        panel.plot(
+            [row.epoch + 1 for row in rows],
+            [row.value for row in rows],
+            color=colour,
+            linewidth=1.6,
+            linestyle="--" if name == "score" else "-",
+            marker="o",
+            markersize=3 if len(rows) < 30 else 0,
+            label=name,
+        )
+    values = [row.value for rows in lines.values() for row in rows]
     if title == "validation Dice":
         panel.set_ylim(-0.02, 1.02)
-    elif lines and all(row.value > 0 for rows in lines.values() for row in rows):
+    elif min(values) > 0 and max(values) > 20 * min(values):
         panel.set_yscale("log")
+        panel.yaxis.set_major_formatter("{x:g}")
+    elif min(values) >= 0:
+        panel.set_ylim(bottom=0)
     panel.set_title(title, fontsize=10, color=_INK, loc="left")
     panel.set_xlabel("epoch", fontsize=9)
     panel.tick_params(labelsize=8)
@@ -281,14 +291,14 @@ def _colours(regions: Regions) -> list[str]:
     return [REGION_COLOURS.get(name) or next(others) for name in regions]
 
 
-def _rgba(colour: str, alpha: float) -> tuple[float, float, float, float]:
-    from matplotlib.colors import to_rgba
+def _tight() -> Any:
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    return to_rgba(colour, alpha)
+    return ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.03, wspace=0.0, hspace=0.0)
 
 
 def _convention(labels: NDArray[Any], name: str | None) -> LabelConvention:
-    return conventions[name] if name in conventions else guess_convention(np.unique(labels).tolist())
+    return conventions[name] if name is not None and name in conventions else guess_convention(np.unique(labels).tolist())
 
 
 def _save(figure: Figure, out: Path) -> None:

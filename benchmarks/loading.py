@@ -1,0 +1,119 @@
+"""How long a training waits for one patch: from the prepared store, against gunzip and crop.
+
+    python benchmarks/loading.py RAW_FOLDER [--repeats 40]
+
+Prints milliseconds (median and fastest) on one thread for four modalities, warm disk cache, into a batch that is there
+already, as the loader does; the same from a store of float32; then batches a second of a `Loader` with 0, 1 and 2 threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import blosc2
+import numpy as np
+import torch
+
+from modistill.data.folder import find_cases
+from modistill.data.geometry import triple
+from modistill.data.loading import Loader
+from modistill.data.patches import choose_start
+from modistill.data.preparing import prepare
+from modistill.data.preprocessing import Preprocessing
+from modistill.data.store import IMAGES, PreparedCohort, case_folder
+
+SIZES = (64, 96, 128)
+
+
+def milliseconds(work: Callable[[], object], repeats: int) -> tuple[float, float]:
+    work()
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        work()
+        times.append((time.perf_counter() - begin) * 1e3)
+    return float(np.median(times)), float(np.min(times))
+
+
+def from_store(cohort: PreparedCohort, case: str, batch: torch.Tensor, rng: np.random.Generator) -> None:
+    size = triple(batch.shape[1:])
+    images, _ = cohort.patch(case, choose_start(cohort.entry(case).shape, size, rng), size)
+    batch.copy_(torch.from_numpy(images))
+
+
+def from_single(path: Path, batch: torch.Tensor, rng: np.random.Generator) -> None:
+    array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+    start = choose_start(array.shape[1:], triple(batch.shape[1:]), rng)
+    box = (slice(None), *(slice(first, first + n) for first, n in zip(start, batch.shape[1:], strict=True)))
+    batch.copy_(torch.from_numpy(array[box]))
+
+
+def in_single_precision(images: np.ndarray, like: Path, path: Path) -> float:
+    """Write float32 in the same blocks; the ratio of the sizes on disk."""
+    stored = blosc2.open(str(like), mode="r")
+    settings = {"codec": blosc2.Codec.LZ4, "clevel": 1, "filters": [blosc2.Filter.NOFILTER], "nthreads": 1}
+    blosc2.asarray(images, urlpath=str(path), mode="w", chunks=stored.chunks, blocks=stored.blocks, cparams=settings)
+    return like.stat().st_size / path.stat().st_size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("raw", type=Path)
+    parser.add_argument("--repeats", type=int, default=40)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found = find_cases(arguments.raw)
+    case = found.cases[0]
+    modalities = found.modalities[:4]
+    preprocessing = Preprocessing(modalities, tuple(name for name in modalities if name != "t1ce"))
+    with tempfile.TemporaryDirectory() as place:
+        begin = time.perf_counter()
+        prepared = prepare(replace(found, cases=(case,)), Path(place, "p"), preprocessing, {"train": 1.0}).cohort
+        print(f"preparing one case: {time.perf_counter() - begin:.2f} s")
+        single = Path(place, "f32.b2nd")
+        images = preprocessing.apply(case.read(modalities, with_labels=False)).images
+        ratio = in_single_precision(images, case_folder(prepared.folder, case.id) / IMAGES, single)
+        gunzip, _ = milliseconds(lambda: case.read(modalities), 3)
+        print(f"gunzip of the raw case: {gunzip:.0f} ms; float16 takes {ratio:.2f} of the disk of float32\n")
+        patches(prepared, case.id, single, gunzip, arguments.repeats)
+        loaders(prepared)
+
+
+def patches(prepared: PreparedCohort, case: str, single: Path, gunzip: float, repeats: int) -> None:
+    rng = np.random.default_rng(0)
+    modalities = len(prepared.plan.preprocessing.modalities)
+    print("patch    store: median   fastest    time against float32    gunzip and crop takes")
+    for edge in SIZES:
+        batch = torch.empty(modalities, edge, edge, edge)
+        median, fastest = milliseconds(partial(from_store, prepared, case, batch, rng), repeats)
+        wide, _ = milliseconds(partial(from_single, single, batch, rng), repeats)
+        print(f"{edge:4d}^3    {median:8.1f} ms {fastest:6.1f} ms    {median / wide:20.2f}    {gunzip / median:20.0f}x")
+
+
+def loaders(prepared: PreparedCohort) -> None:
+    names = prepared.plan.preprocessing
+    for workers in (0, 1, 2):
+        loader = Loader(
+            prepared,
+            prepared.ids("train"),
+            modalities=names.modalities,
+            available=names.available,
+            batch_size=2,
+            patch_size=(96, 96, 96),
+            steps_per_epoch=30,
+            workers=workers,
+        )
+        begin = time.perf_counter()
+        for _ in loader.batches(0):
+            pass
+        print(f"loader, {workers} threads: {30 / (time.perf_counter() - begin):.0f} batches of 2 x 96^3 a second")
+
+
+if __name__ == "__main__":
+    main()
