@@ -3,7 +3,8 @@
     python benchmarks/loading.py RAW_FOLDER [--repeats 40]
 
 Prints milliseconds (median and fastest) on one thread for four modalities, warm disk cache, into a batch that is there
-already, as the loader does; the same from a store of float32; then batches a second of a `Loader` with 0, 1 and 2 threads.
+already, as the loader does; the same from a store of float32; then how long a training step waits for its batch (with
+augmentation), with 0, 1 and 2 threads.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import blosc2
 import numpy as np
 import torch
 
+from modistill.data.augmentation import augmentations
 from modistill.data.folder import find_cases
 from modistill.data.geometry import triple
 from modistill.data.loading import Loader
@@ -98,6 +100,7 @@ def patches(prepared: PreparedCohort, case: str, single: Path, gunzip: float, re
 
 def loaders(prepared: PreparedCohort) -> None:
     names = prepared.plan.preprocessing
+    matrix = torch.rand(2000, 2000)
     for workers in (0, 1, 2):
         loader = Loader(
             prepared,
@@ -107,12 +110,18 @@ def loaders(prepared: PreparedCohort) -> None:
             batch_size=2,
             patch_size=(96, 96, 96),
             steps_per_epoch=30,
+            augmentation=augmentations["standard"],
             workers=workers,
         )
+        waited, worked = 0.0, 0.0
         begin = time.perf_counter()
         for _ in loader.batches(0):
-            pass
-        print(f"loader, {workers} threads: {30 / (time.perf_counter() - begin):.0f} batches of 2 x 96^3 a second")
+            ready = time.perf_counter()
+            _ = matrix @ matrix  # stands for a training step
+            waited, worked = waited + ready - begin, worked + time.perf_counter() - ready
+            begin = time.perf_counter()
+        wait_ms, step_ms = (seconds / 30 * 1e3 for seconds in (waited, worked))
+        print(f"loader, {workers} threads: waits {wait_ms:.1f} ms for 2 x 96^3, before a step of {step_ms:.0f} ms")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,16 @@ def test_nested_folders_and_missing_sequences(tmp_path):
     assert not faults
 
 
+def test_linked_folders_are_cases_under_their_own_names_and_circles_end(tmp_path):
+    brats(tmp_path / "store", "Brats18_a_1")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "Brats18_a_1").symlink_to(tmp_path / "store" / "Brats18_a_1")
+    (tmp_path / "train" / "again").symlink_to(tmp_path / "train")
+    cases, faults = found(tmp_path / "train")
+    assert set(cases) == {"Brats18_a_1"}
+    assert not faults
+
+
 def test_one_case_folder_a_flat_folder_and_bare_names(tmp_path):
     brats(tmp_path / "one", "p1")
     assert list(found(tmp_path / "one" / "p1")[0]) == ["p1"]

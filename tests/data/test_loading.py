@@ -97,7 +97,7 @@ def test_a_batch_holds_what_was_asked_for(cohort: PreparedCohort):
         stored = cohort.read(case)
         d, h, w = stored.labels.shape
         channels = [ALL.index(name) for name in order]
-        assert torch.equal(batch.images[index, :, :d, :h, :w], torch.from_numpy(stored.images[channels]).float())
+        assert torch.equal(batch.images[index, :, :d, :h, :w], torch.from_numpy(stored.images[channels]))
         assert batch.images[index].count_nonzero() == np.count_nonzero(stored.images[channels])
         assert batch.labels[index].sum() == stored.labels.sum()
         assert batch.presence[index].tolist() == [True, case != "BraTS21_002", True]

@@ -190,7 +190,7 @@ def test_killed_between_label_map_and_record(patients, tmp_path, monkeypatch):
 
 def test_a_folder_that_is_not_empty_is_refused(patients, tmp_path):
     predict(patients, tmp_path / "out")
-    with pytest.raises(FileError, match="is not empty.*--continue, --overwrite"):
+    with pytest.raises(FileError, match=r"is not empty \(--continue, --overwrite"):
         predict(patients, tmp_path / "out")
     assert set(statuses(predict(patients, tmp_path / "out", "overwrite")).values()) == {"done"}
 

@@ -170,6 +170,14 @@ def test_a_case_larger_than_the_model_reads_says_so(tmp_path):
     assert any("larger than the size" in notice for notice in answer.notices)
 
 
+def test_a_patient_smaller_than_networks_read_is_padded_and_told(tmp_path):
+    write_patient(tmp_path, "p1")
+    model = Model("control", Supervised(STUDENT, width=2), Preprocessing(STUDENT, STUDENT), conventions["brats2023"])
+    answer = predictor(model).predict(found(tmp_path)[0])
+    assert answer.labels.shape == (12, 10, 9)
+    assert answer.notices == ("only 8x7x7 voxels: padded with zeros for the network",)
+
+
 def test_a_network_with_windows_and_mirrors_on_a_small_patient(tmp_path):
     write_patient(tmp_path, "p1", shape=(44, 37, 22))
     torch.manual_seed(0)

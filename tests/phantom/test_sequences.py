@@ -66,5 +66,5 @@ def test_patients_and_scanners_differ_but_stay_possible() -> None:
         tissues, scans = draw_tissues(rng), draw_scans(rng)
         assert set(tissues) == set(TISSUES)
         assert tuple(scans) == MODALITIES
-        assert all(t.t1_ms > t.t2_ms > 0 and t.gadolinium_mm >= 0 for t in tissues.values())
+        assert all(t.t1_ms > t.t2_ms > 0 and t.gadolinium_mmol_l >= 0 for t in tissues.values())
         assert [name for name, scan in scans.items() if scan.contrast] == ["t1ce"]

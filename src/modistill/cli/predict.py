@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,6 +87,7 @@ def command(
         total = len({case.id for case in cohort.cases} | {fault.case for fault in cohort.faults if fault.severity == "error"})
         with _Display(total) as display:
             rows = []
+            display.told(str(fault) for fault in cohort.faults if fault.severity != "error" or fault.case is None)
             for row in predict_cohort(predictor, cohort.cases, folder, faults=cohort.faults, progress=display.at):
                 display.finished(row)
                 rows.append(row)
@@ -148,13 +149,17 @@ class _Display:
         if self.progress is not None:
             self.progress.update(self.task, completed=self.done + fraction, note=f"{case}  {model}  {fraction:.0%}")
 
+    def told(self, notices: Iterable[str]) -> None:
+        """Say what a user should know."""
+        for notice in notices:
+            self.console.print(f"notice: {notice}", markup=False, soft_wrap=True)
+
     def finished(self, row: CaseRow) -> None:
         """A case is done, one way or the other."""
         self.done += 1
         if row.status == "failed":
             self.console.print(f"error: {row}", markup=False, soft_wrap=True)
-        for notice in row.notices:
-            self.console.print(f"notice: {row.case}: {notice}", markup=False, soft_wrap=True)
+        self.told(f"{row.case}: {notice}" for notice in row.notices)
         if self.progress is not None:
             self.progress.update(self.task, completed=self.done)
         elif row.status != "failed":

@@ -143,29 +143,31 @@ class StandardTransform:
         axes = [axis for axis in self.axes if axis < labels.ndim]
         images = images.flip([axis + 1 for axis in axes])  # copies, also without an axis
         for index, image in enumerate(images):
-            inside = image != 0
-            if inside.any():
-                rng = np.random.default_rng((self.seed, index))
-                image[inside] = self._changed(image[inside], rng)
+            self._change(image, np.random.default_rng((self.seed, index)))
         return images, labels.flip(axes)
 
-    def _changed(self, values: Tensor, rng: np.random.Generator) -> Tensor:
+    def _change(self, image: Tensor, rng: np.random.Generator) -> None:
+        """In place; whole arrays and a mask at the end are several times faster than picking out the voxels inside."""
         ranges = self.ranges
         drawn = rng.random(4) < ranges.probability
         scale, shift, gamma = rng.uniform(-1, 1, 3) * (ranges.scale, ranges.shift, ranges.gamma)
         noise, seed = rng.uniform(0, ranges.noise), int(rng.integers(2**63))
-        deviation = values.std(correction=0)
+        inside = image != 0
+        if not drawn.any() or not inside.any():
+            return
+        mean = image.sum() / inside.sum()
+        deviation = float((image.square().sum() / inside.sum() - mean.square()).clamp_min(0).sqrt())
         if drawn[0]:
-            low, extent = values.min(), (values.max() - values.min()).clamp_min(1e-6)
-            values = ((values - low) / extent) ** float(np.exp(gamma)) * extent + low
+            low, extent = float(image.min()), max(float(image.max() - image.min()), 1e-6)
+            image.sub_(low).div_(extent).pow_(float(np.exp(gamma))).mul_(extent).add_(low)
         if drawn[1]:
-            values = values * float(1 + scale)
+            image.mul_(float(1 + scale))
         if drawn[2]:
-            values = values + float(shift) * deviation
+            image.add_(float(shift) * deviation)
         if drawn[3]:
             generator = torch.Generator().manual_seed(seed)
-            values = values + torch.randn(values.shape, generator=generator) * (float(noise) * deviation)
-        return values
+            image.add_(torch.randn(image.shape, generator=generator), alpha=float(noise) * deviation)
+        image.mul_(inside)
 
 
 augmentations: Mapping[str, Augmentation | None] = {

@@ -121,14 +121,19 @@ def _folders(root: Path, found: Gathering) -> None:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    for place, folders, _ in os.walk(root):
+    """All folders below `root`, linked ones too (cohorts are often put together of links); circles are not followed."""
+    for name, folders, _ in os.walk(root, followlinks=True):
+        place = Path(name)
+        if place.is_symlink() and any(place.samefile(parent) for parent in place.parents):
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield Path(place)
+        yield place
 
 
 def _folder(folder: Path, images: list[Path], names: set[str], idle: set[str], found: Gathering) -> None:
     """The files of one folder: its case is called as its files are, or as the folder if the files do not say or disagree."""
-    own = folder.resolve().name
+    own = Path(os.path.abspath(folder)).name
     split = [(path, *split_name(path, found.words)) for path in images]
     split = [(path, "" if prefix in idle else prefix, word) for path, prefix, word in split]
     prefixes = {prefix for _, prefix, word in split if found.sequence(word)} - {""}

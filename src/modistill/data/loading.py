@@ -1,8 +1,9 @@
 """From a prepared cohort to batches, read ahead by threads.
 
 What a sample is depends on (seed, epoch, position) and on nothing else: not on the number of workers, not on where an
-interrupted epoch goes on, not on the number of ranks. Blosc2 and torch let other threads run while they work, so threads are
-enough and nothing has to be copied between processes.
+interrupted epoch goes on, not on the number of ranks. Threads read ahead while the network computes and write each sample
+right into its batch, so nothing is copied between processes. (Blosc2 keeps the interpreter's lock while it unpacks a patch,
+2 ms for 64 voxels an axis and 8 ms for 128; conversion and augmentation run beside everything else.)
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from modistill.methods.base import Method
 
 __all__ = ["Model", "Prediction", "Predictor"]
 
-_SMALLEST = (16, 16, 16)  # voxels; the networks halve a volume four times
+_EDGE, _LONGEST_EDGE = 16, 32  # voxels: the networks halve a volume four times, and must be left with two voxels at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,6 +223,9 @@ class Predictor:
         notices = prepared.notices
         if prepared.geometry.is_cut:
             notices += ("larger than the size the model reads: what lies outside is called background",)
+        size = prepared.geometry.prepared_shape
+        if any(n < least for n, least in zip(size, _smallest(size), strict=True)):
+            notices += (f"only {'x'.join(map(str, size))} voxels: padded with zeros for the network",)
         return Prediction(case.id, labels, convention, restored, model, reason, notices)
 
     def _probabilities(self, model: Model, images: NDArray[np.float32], on_window: OnWindow | None) -> NDArray[np.float32]:
@@ -236,7 +239,7 @@ class Predictor:
                     overlap=self._overlap(model),
                     mirror=self._mirror(model),
                     batch=self.batch,
-                    minimum=_SMALLEST,
+                    minimum=_smallest(images.shape[1:]),
                     device=self.device,
                     on_window=on_window,
                 )
@@ -264,6 +267,13 @@ def _reduced(case: Case | CaseFiles, modalities: tuple[str, ...]) -> Case:
     if isinstance(case, CaseFiles):
         return case.read(modalities, with_labels=False)
     return Case(case.id, {name: case.images[name] for name in modalities}, convention=case.convention)
+
+
+def _smallest(size: Sequence[int]) -> tuple[int, int, int]:
+    """The size to which a volume must be padded, at least, for a network to read it."""
+    longest = max(range(3), key=lambda axis: size[axis])
+    d, h, w = (_LONGEST_EDGE if axis == longest else _EDGE for axis in range(3))
+    return d, h, w
 
 
 def _lacking(model: Model, available: Collection[str]) -> list[str]:

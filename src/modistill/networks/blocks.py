@@ -1,4 +1,8 @@
-"""Blocks of the networks."""
+"""The blocks of a U-Net: two convolutions with norm and activation, on one scale.
+
+The modules hold plain PyTorch layers (`d1.conv1.weight`, `d1.norm1.weight`, ...), so that weights can be read by any other
+implementation; `convolution` and `norm` compute with them.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +10,55 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-__all__ = ["CONVOLUTION", "ChannelDropout", "DecoderBlock", "EncoderBlock", "halve", "norm_activation", "pool"]
+from modistill.networks.convolution import CONVOLUTION, convolve, convolve_resized, drop_channels
+from modistill.networks.norm import norm_activation
 
-CONVOLUTION: Mapping[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+__all__ = ["ChannelDropout", "DecoderBlock", "EncoderBlock"]
+
 NORM: Mapping[int, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+Convolution = nn.Conv2d | nn.Conv3d
+Norm = nn.InstanceNorm2d | nn.InstanceNorm3d
 
 
 class ChannelDropout(nn.Module):
+    """Drops whole channels of a sample with probability `p` and scales the others by 1 / (1 - p), while training.
+
+    Setting `training` on these modules only gives Monte-Carlo dropout.
+    """
+
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
-    def forward(self, x: Tensor) -> Tensor:
+    def factors(self, x: Tensor) -> Tensor | None:
+        """The scale (B, C) of every channel of `x` (B, C, *spatial), float32; None if all stay as they are."""
         if not self.training or self.p == 0:
-            return x
-        mask = x.new_empty(x.shape[:2] + (1,) * (x.ndim - 2)).bernoulli_(1 - self.p).div_(1 - self.p)
-        return x * mask
+            return None
+        return torch.empty(x.shape[:2], device=x.device).bernoulli_(1 - self.p).div_(1 - self.p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` (B, C, *spatial) with its channels dropped and scaled."""
+        factors = self.factors(x)
+        return x if factors is None else x * factors.reshape(*factors.shape, *(1,) * (x.ndim - 2)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """What `print(network)` shows."""
+        return f"p={self.p}"
 
 
 class EncoderBlock(nn.Module):
+    """Dropout, then twice convolution, instance norm and LeakyReLU.
+
+    Args:
+        in_channels: of the input.
+        middle: channels after the first convolution.
+        out_channels: channels after the second.
+        dropout: probability of dropping a channel of the input.
+        dims: 2 or 3.
+        slope: of LeakyReLU for negative values.
+    """
+
     def __init__(self, in_channels: int, middle: int, out_channels: int, *, dropout: float, dims: int, slope: float) -> None:
         super().__init__()
         self.slope = slope
@@ -37,11 +69,23 @@ class EncoderBlock(nn.Module):
         self.norm2 = NORM[dims](out_channels, affine=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = functional.leaky_relu(self.norm1(self.conv1(self.dropout(x))), self.slope)
-        return functional.leaky_relu(self.norm2(self.conv2(x)), self.slope)
+        """(B, in_channels, *spatial) -> (B, out_channels, *spatial)."""
+        x, weight = drop_channels(x, self.conv1.weight, self.dropout.factors(x))
+        x = _activate(convolve(x, weight), self.conv1, self.norm1, self.slope)
+        return _activate(convolve(x, self.conv2.weight), self.conv2, self.norm2, self.slope)
 
 
 class DecoderBlock(nn.Module):
+    """A skip and a deeper map, resized to it, merged by one convolution; then norm, activation, and all three again.
+
+    Args:
+        in_channels: of the skip, of the deeper map, and after the first convolution.
+        out_channels: channels after the second.
+        dropout: probability of dropping a channel of the skip or of the deeper map, drawn independently.
+        dims: 2 or 3.
+        slope: of LeakyReLU for negative values.
+    """
+
     def __init__(self, in_channels: int, out_channels: int, *, dropout: float, dims: int, slope: float) -> None:
         super().__init__()
         self.slope = slope
@@ -53,19 +97,15 @@ class DecoderBlock(nn.Module):
         self.norm2 = NORM[dims](out_channels, affine=True)
 
     def forward(self, skip: Tensor, deep: Tensor) -> Tensor:
-        deep = functional.interpolate(deep, skip.shape[2:])
-        x = self.skip(self.skip_dropout(skip)) + self.deep(self.deep_dropout(deep))
-        x = functional.leaky_relu(self.norm1(x), self.slope)
-        return functional.leaky_relu(self.norm2(self.conv2(x)), self.slope)
+        """(B, in_channels, *spatial) and (B, in_channels, *any) -> (B, out_channels, *spatial)."""
+        size = skip.shape[2:]
+        skip, of_skip = drop_channels(skip, self.skip.weight, self.skip_dropout.factors(skip))
+        deep, of_deep = drop_channels(deep, self.deep.weight, self.deep_dropout.factors(deep))
+        x = convolve(skip, of_skip).add_(convolve_resized(deep, of_deep, size))
+        x = _activate(x, self.deep, self.norm1, self.slope)
+        return _activate(convolve(x, self.conv2.weight), self.conv2, self.norm2, self.slope)
 
 
-def pool(x: Tensor) -> Tensor:
-    return functional.max_pool3d(x, 2) if x.ndim == 5 else functional.max_pool2d(x, 2)
-
-
-def halve(conv: nn.Conv2d | nn.Conv3d, *parts: Tensor) -> Tensor:
-    return conv(torch.cat([functional.interpolate(part, parts[0].shape[2:]) for part in parts], dim=1))
-
-
-def norm_activation(x: Tensor, *, slope: float) -> Tensor:
-    return functional.leaky_relu(functional.instance_norm(x), slope)
+def _activate(x: Tensor, convolution: Convolution, norm: Norm, slope: float) -> Tensor:
+    """Norm and activation of a convolution's output that still lacks its bias."""
+    return norm_activation(x, bias=convolution.bias, weight=norm.weight, shift=norm.bias, slope=slope, eps=norm.eps)

@@ -21,9 +21,11 @@ the output widths kept; the paper leaves open which of the widths it kept.
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.functional import leaky_relu
 
 from modistill.errors import ModelError
-from modistill.networks.blocks import CONVOLUTION, halve, norm_activation
+from modistill.networks.convolution import CONVOLUTION, channels_last, convolve, convolve_concatenated
+from modistill.networks.norm import norm_activation
 from modistill.networks.unet import Features
 
 __all__ = ["HierarchicalCritic"]
@@ -73,11 +75,13 @@ class HierarchicalCritic(nn.Module):
         """
         self._check(logits, images)
         f = features
-        x = nn.functional.leaky_relu(halve(self.conv1, logits, images), self.slope)
+        shown = channels_last(logits), channels_last(images)
+        x = leaky_relu(convolve_concatenated(shown, self.conv1.weight, self.conv1.bias, stride=2), self.slope, inplace=True)
         for conv, encoder, decoder in (self.conv2, f.d2, f.u3), (self.conv3, f.d3, f.u4), (self.conv4, f.d4, f.c5):
             parts = (x, encoder, decoder) if self.hierarchical else (x,)
-            x = norm_activation(halve(conv, *parts), slope=self.slope)
-        return self.out(x)  # type: ignore[no-any-return]
+            x = convolve_concatenated(parts, conv.weight, stride=2)
+            x = norm_activation(x, bias=conv.bias, slope=self.slope)
+        return convolve(x, self.out.weight)
 
     def _check(self, logits: Tensor, images: Tensor) -> None:
         channels = logits.shape[1] + images.shape[1]

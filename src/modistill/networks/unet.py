@@ -24,11 +24,13 @@ Every arrow but the last is a 3x3x3 convolution, instance norm and LeakyReLU (sl
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 
 from torch import Tensor, nn
 
 from modistill.errors import ModelError
-from modistill.networks.blocks import CONVOLUTION, DecoderBlock, EncoderBlock, pool
+from modistill.networks.blocks import DecoderBlock, EncoderBlock
+from modistill.networks.convolution import CONVOLUTION, channels_last, max_pool, mix_channels
 
 __all__ = ["Features", "UNet"]
 
@@ -76,16 +78,18 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels, self.classes, self.width, self.dims = in_channels, classes, width, dims
-        k, common = width, {"dims": dims, "slope": slope}
-        self.d1 = EncoderBlock(in_channels, k, k, dropout=dropout if in_channels >= k else 0.0, **common)
-        self.d2 = EncoderBlock(k, 2 * k, 2 * k, dropout=dropout, **common)
-        self.d3 = EncoderBlock(2 * k, 4 * k, 4 * k, dropout=dropout, **common)
-        self.d4 = EncoderBlock(4 * k, 8 * k, 8 * k, dropout=dropout, **common)
-        self.c5 = EncoderBlock(8 * k, 16 * k, 8 * k, dropout=dropout, **common)
-        self.u4 = DecoderBlock(8 * k, 4 * k, dropout=dropout, **common)
-        self.u3 = DecoderBlock(4 * k, 2 * k, dropout=dropout, **common)
-        self.u2 = DecoderBlock(2 * k, k, dropout=dropout, **common)
-        self.u1 = DecoderBlock(k, k, dropout=dropout, **common)
+        k = width
+        encoder = partial(EncoderBlock, dropout=dropout, dims=dims, slope=slope)
+        decoder = partial(DecoderBlock, dropout=dropout, dims=dims, slope=slope)
+        self.d1 = encoder(in_channels, k, k, dropout=dropout if in_channels >= k else 0.0)
+        self.d2 = encoder(k, 2 * k, 2 * k)
+        self.d3 = encoder(2 * k, 4 * k, 4 * k)
+        self.d4 = encoder(4 * k, 8 * k, 8 * k)
+        self.c5 = encoder(8 * k, 16 * k, 8 * k)
+        self.u4 = decoder(8 * k, 4 * k)
+        self.u3 = decoder(4 * k, 2 * k)
+        self.u2 = decoder(2 * k, k)
+        self.u1 = decoder(k, k)
         self.out = CONVOLUTION[dims](k, classes, kernel_size=1)
         self._initialise()
 
@@ -107,16 +111,16 @@ class UNet(nn.Module):
             ModelError: other channels than `in_channels`, or an axis too small to be halved four times.
         """
         self._check(images)
-        d1 = self.d1(images)
-        d2 = self.d2(pool(d1))
-        d3 = self.d3(pool(d2))
-        d4 = self.d4(pool(d3))
-        c5 = self.c5(pool(d4))
+        d1 = self.d1(channels_last(images))
+        d2 = self.d2(max_pool(d1))
+        d3 = self.d3(max_pool(d2))
+        d4 = self.d4(max_pool(d3))
+        c5 = self.c5(max_pool(d4))
         u4 = self.u4(d4, c5)
         u3 = self.u3(d3, u4)
         u2 = self.u2(d2, u3)
         u1 = self.u1(d1, u2)
-        return self.out(u1), Features(d1, d2, d3, d4, c5, u4, u3, u2, u1)
+        return mix_channels(u1, self.out.weight, self.out.bias), Features(d1, d2, d3, d4, c5, u4, u3, u2, u1)
 
     def _check(self, images: Tensor) -> None:
         channels, *size = images.shape[1:]

@@ -51,7 +51,7 @@ class Tissue:
     Attributes:
         t1_ms, t2_ms: relaxation times.
         density: proton density, 1 for water.
-        gadolinium_mm: concentration in mmol/l after injection.
+        gadolinium_mmol_l: concentration in mmol/l after injection.
         between: standard deviations of log T1, log T2 and log concentration between patients.
         within: the same, within the tissue of one patient.
     """
@@ -59,7 +59,7 @@ class Tissue:
     t1_ms: float
     t2_ms: float
     density: float
-    gadolinium_mm: float = 0.0
+    gadolinium_mmol_l: float = 0.0
     between: tuple[float, float, float] = (0.02, 0.02, 0.2)
     within: tuple[float, float, float] = (0.03, 0.05, 0.2)
 
@@ -89,16 +89,16 @@ class Scan:
 
 
 TISSUES: Mapping[str, Tissue] = {
-    "white": Tissue(830, 72, 0.70, 0.028, (0, 0, 0), (0.03, 0.055, 0.2)),
+    "white": Tissue(830, 72, 0.70, 0.028, (0, 0, 0), (0.025, 0.045, 0.2)),
     "grey": Tissue(1290, 83, 0.82, 0.024),
     "deep": Tissue(970, 80, 0.695, 0.022),
     "csf": Tissue(3850, 1200, 1.0, 0.002, (0.02, 0.1, 0.2), (0.02, 0.05, 0.2)),
     "vessel": Tissue(1700, 40, 0.8, 1.2, (0.05, 0.1, 0.3), (0.05, 0.1, 0.3)),
     "choroid": Tissue(1400, 120, 0.85, 0.35),
-    "necrosis": Tissue(1610, 126, 0.885, 0.002, (0.20, 0.26, 0.8), (0.10, 0.16, 0.8)),
-    "solid": Tissue(1350, 120, 0.815, 0.004, (0.16, 0.20, 0.6), (0.10, 0.16, 0.8)),
-    "enhancing": Tissue(1080, 104, 0.79, 0.225, (0.11, 0.08, 0.45), (0.10, 0.14, 0.8)),
-    "oedema": Tissue(1110, 108, 0.775, 0.018, (0.05, 0.12, 0.4), (0.09, 0.17, 0.5)),
+    "necrosis": Tissue(1500, 133, 0.84, 0.002, (0.24, 0.30, 0.8), (0.10, 0.16, 0.8)),
+    "solid": Tissue(1260, 127, 0.775, 0.004, (0.20, 0.25, 0.6), (0.10, 0.16, 0.8)),
+    "enhancing": Tissue(1060, 108, 0.76, 0.225, (0.14, 0.10, 0.45), (0.10, 0.14, 0.8)),
+    "oedema": Tissue(1110, 108, 0.775, 0.018, (0.07, 0.15, 0.4), (0.09, 0.17, 0.5)),
 }
 _TUMOUR = ("necrosis", "solid", "enhancing", "oedema")
 _TUMOUR_BETWEEN = (0.04, 0.13)  # log T1 and log T2 shared by all tissues of one tumour
@@ -136,17 +136,19 @@ def signal(scan: Scan, tissue: Tissue, t1: Floats, t2: Floats, concentration: Fl
 def white_signal(scan: Scan, tissues: Mapping[str, Tissue]) -> float:
     """Signal of plain white matter: what noise and contrasts are relative to."""
     white = tissues["white"]
-    one = [np.array([value], dtype=np.float32) for value in (white.t1_ms, white.t2_ms, white.gadolinium_mm)]
+    one = [np.array([value], dtype=np.float32) for value in (white.t1_ms, white.t2_ms, white.gadolinium_mmol_l)]
     return float(signal(scan, white, *one)[0])
 
 
 def draw_tissues(rng: np.random.Generator) -> dict[str, Tissue]:
     """One patient's tissues: the table, with what varies between patients."""
-    common = rng.standard_normal(2) * _TUMOUR_BETWEEN
+    # Clipped, else the oedema of one patient in fifty would be as dark as white matter; of the real ones none is.
+    common = rng.standard_normal(2).clip(-1.7, 1.7) * _TUMOUR_BETWEEN
     drawn = {}
     for name, tissue in TISSUES.items():
-        t1, t2 = _correlated(*rng.standard_normal(2)) * np.array(tissue.between[:2]) + (common if name in _TUMOUR else 0.0)
-        gadolinium = tissue.gadolinium_mm * np.exp(tissue.between[2] * rng.standard_normal())
+        own = _correlated(*rng.standard_normal(2).clip(-1.7, 1.7)) * np.array(tissue.between[:2])
+        t1, t2 = own + (common if name in _TUMOUR else 0.0)
+        gadolinium = tissue.gadolinium_mmol_l * np.exp(tissue.between[2] * rng.standard_normal())
         drawn[name] = Tissue(
             tissue.t1_ms * float(np.exp(t1)),
             tissue.t2_ms * float(np.exp(t2)),
@@ -214,7 +216,7 @@ def mix(
         if name == "oedema":
             dry = 1 - wetness[there]
             t1, t2 = t1 * (1 - 0.06 * dry), t2 * (1 - 0.10 * dry)
-        uptake = tissue.gadolinium_mm * np.exp(within[2] * texture.uptake[there])
+        uptake = tissue.gadolinium_mmol_l * np.exp(within[2] * texture.uptake[there])
         total[there] += share[there] * signal(scan, tissue, t1, t2, uptake)
     return total
 
