@@ -182,7 +182,9 @@ def test_killed_between_label_map_and_record(patients, tmp_path, monkeypatch):
         with pytest.raises(Killed):
             predict(patients, tmp_path / "out")
     assert content(tmp_path / "out").keys() == {"p0.nii.gz"}
+    (tmp_path / "out" / ".p1.nii.gz.x7.part.nii.gz").write_bytes(b"half a file")
     assert set(statuses(predict(patients, tmp_path / "out", "continue")).values()) == {"done"}
+    assert {name for name in os.listdir(tmp_path / "out") if name.startswith(".")} == {".lock"}
 
 
 # --------------------------------------------------------------------------- the folder

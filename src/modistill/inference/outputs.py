@@ -64,6 +64,8 @@ class OutputFolder:
         ):
             raise FileError("is not empty", file=self.path, remedy="--continue, --overwrite, or another folder")
         with run_lock(self.path):
+            for unfinished in self.path.rglob(".*.part*"):  # of a run that was killed: whoever wrote it held the lock
+                unfinished.unlink(missing_ok=True)
             yield self
 
     def is_done(self, case: CaseFiles, made_with: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
@@ -167,6 +169,9 @@ def _record(found: Prediction) -> dict[str, Any]:
         "notices": list(found.notices),
         "convention": found.convention.name,
         "labels": {name: found.convention.values[name] for name in model.convention.values},
-        "model": {"source": None if model.source is None else str(model.source), "method": type(model.method).__name__},
+        "model": {
+            "source": None if model.source is None else str(model.source.resolve()),
+            "method": type(model.method).__name__,
+        },
         "versions": {package: metadata.version(package) for package in ("modistill", "torch", "numpy")},
     }

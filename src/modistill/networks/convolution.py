@@ -7,7 +7,8 @@ Each function is exactly what its name says; how it gets there differs from the 
    map only, and the taps that meet the same voxel can be summed first. It is a 4-tap transposed convolution of stride 2, with 8
    instead of 27 products per output voxel in 3D, and the upsampled map is never made.
 2. The same upsampling followed by a 4-tap convolution of stride 2 is a 3-tap convolution of the small map: 27 instead of 64.
-3. A convolution of a concatenation is the sum of the convolutions of its parts: no copy, and no gradient for a part without one.
+3. A convolution of a concatenation is the sum of the convolutions of its parts: nothing is copied, and a part that needs no
+   gradient gets none.
 4. Dropping a channel is setting a column of the next weights to zero: for one sample no copy of the map is needed.
 5. A 1x1x1 convolution is a matrix product over the channels, which lie side by side in memory (channels-last).
 
@@ -64,7 +65,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: i
 
 
 def convolve_resized(x: Tensor, weight: Tensor, size: Sequence[int], *, stride: int = 1) -> Tensor:
-    """`convolve` of `x` resized to `size` by nearest neighbour; on the small map if that is twice its size (identities 1, 2)."""
+    """`convolve` of `x` resized to `size` (nearest); computed on the small map if `size` is twice its own (identities 1, 2)."""
     small = tuple(x.shape[2:])
     if small == tuple(size):
         return convolve(x, weight, stride=stride)
@@ -86,7 +87,7 @@ def convolve_concatenated(parts: Sequence[Tensor], weight: Tensor, bias: Tensor 
         bias: (O,) or none.
         stride: of the convolution.
     """
-    first, *others = zip(parts, weight.split([part.shape[1] for part in parts], dim=1), strict=True)
+    first, *others = zip(parts, torch.split(weight, [part.shape[1] for part in parts], dim=1), strict=True)
     total = convolve(*first, bias, stride=stride)
     for part, columns in others:  # adding in place is safe: the gradient of a convolution does not need its output
         total.add_(convolve_resized(part, columns, parts[0].shape[2:], stride=stride))
@@ -121,4 +122,5 @@ def _merged(weight: Tensor, sums: Sequence[Sequence[int]]) -> Tensor:
     along_axis = torch.tensor(sums, dtype=weight.dtype, device=weight.device)
     along_all = reduce(torch.kron, [along_axis] * axes)
     with torch.autocast(weight.device.type, enabled=False):  # sums of weights are rounded once, when the convolution reads them
-        return (weight.flatten(2) @ along_all.T).unflatten(2, (len(sums),) * axes)
+        merged = weight.flatten(2) @ along_all.T
+    return merged.reshape(*weight.shape[:2], *(len(sums),) * axes)

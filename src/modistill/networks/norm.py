@@ -4,8 +4,8 @@ For every sample and channel, with the mean and variance over its voxels,
 
     z = weight * (x - mean) / sqrt(variance + eps) + shift,        y = z if z > 0 else slope * z
 
-Autograd would keep `x` for the norm beside `y` for the next convolution. But `y` can be turned back: `z` follows from the sign of
-`y`, and the normalised `x` from `z`, unless a weight is near zero. So `y`, which is kept anyway, is all that is needed.
+Autograd would keep `x` for the norm beside `y` for the next convolution. But `y` can be turned back: `z` follows from `y` by its
+sign, and the normalised `x` from `z` (unless a weight is near zero). So `y`, which is kept anyway, is all that is needed.
 
 The bias of a convolution in front of the norm cancels: it moves the mean and nothing else. It is left out of the computation;
 its gradient is zero (a plain network computes it as rounding noise).
@@ -59,7 +59,7 @@ class _NormActivation(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, bias: Tensor | None, weight: Tensor | None, shift: Tensor | None, slope: float, eps: float
     ) -> Tensor:
-        samples = [torch.native_batch_norm(sample, weight, shift, None, None, True, 0.0, eps) for sample in x.split(1)]
+        samples = [torch.native_batch_norm(sample, weight, shift, None, None, True, 0.0, eps) for sample in torch.split(x, 1)]
         z, means, scales = (part[0] if len(x) == 1 else torch.cat(part) for part in zip(*samples, strict=True))
         y = functional.leaky_relu_(z, slope)
         ctx.slope, ctx.bias = slope, bias
