@@ -26,7 +26,7 @@ from modistill.data.preprocessing import Preprocessing
 from modistill.data.store import Plan, PreparedCohort
 from modistill.errors import FileError, ModelError, RecipeError
 from modistill.files import run_lock, write_json
-from modistill.inference.predictor import Model
+from modistill.inference.predictor import Model, smallest_size
 from modistill.inference.windows import predict_windows
 from modistill.methods import load_method
 from modistill.methods.base import Method
@@ -72,6 +72,7 @@ def train(
     """
     settings = check(TrainingSettings, recipe.training, "training")
     cohort = PreparedCohort(prepared)
+    cohort.verify()
     _require_same_data(recipe, cohort.plan, prepared)
     recipe = resolve(recipe, cohort.plan)
     torch.manual_seed(settings.seed)
@@ -253,7 +254,13 @@ def _validation(recipe: Recipe, cohort: PreparedCohort, method: Method) -> Calla
             prepared = cohort.read(case)
             images = torch.from_numpy(prepared.images[channels])
             found = predict_windows(
-                trained.segment, images, window=inference.window, overlap=inference.overlap, device=device
+                trained.segment,
+                images,
+                window=inference.window,
+                overlap=inference.overlap,
+                mirror=inference.mirror,
+                minimum=smallest_size(images.shape[1:]),
+                device=device,
             )
             scores.append(_region_dice(found.argmax(0).cpu().numpy(), prepared.labels, regions))
         means = np.mean(scores, axis=0)
@@ -270,7 +277,7 @@ def _region_dice(found: Any, reference: Any, regions: Regions) -> list[float]:
 def _deploy(method: Method, score: float, epoch: int, recipe: Recipe, cohort: PreparedCohort, output: Path) -> None:
     """Write the network that segments, with everything a stranger needs to use it."""
     plan = cohort.plan
-    kept = tuple(name for name in plan.preprocessing.available if name in method.available)
+    kept = tuple(name for name in plan.preprocessing.available if name in method.available) or method.available
     preprocessing = replace(plan.preprocessing, modalities=method.available, available=kept)
     card = {
         "name": output.resolve().name,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -247,6 +249,27 @@ def test_faults_of_the_cohort_stand_in_the_report(patients, tmp_path):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["faults"] == ["p0: adc: not used (declare it)"]
     assert report["cases"] == 4
+
+
+def test_a_real_patient_without_the_post_contrast_file(tmp_path):
+    """Nothing changes when it is gone, and the label map lies where the images lie."""
+    patient = Path(__file__).parents[3] / "shared" / "data" / "brats2021" / "BraTS2021_01657"
+    if not patient.is_dir():
+        pytest.skip(f"real patients are not at {patient}")
+    lacking = tmp_path / "in" / patient.name
+    lacking.mkdir(parents=True)
+    for path in patient.glob("*.nii.gz"):
+        if "t1ce" not in path.name:
+            (lacking / path.name).symlink_to(path)
+    predict(patient, tmp_path / "whole")
+    rows = predict(lacking.parent, tmp_path / "out")
+    assert exit_code(rows) == 0
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    written = nibabel.load(tmp_path / "out" / f"{patient.name}.nii.gz")
+    source = nibabel.load(patient / f"{patient.name}_flair.nii.gz")
+    assert written.shape == source.shape
+    np.testing.assert_allclose(written.affine, source.affine, atol=1e-5)
+    assert set(np.unique(np.asarray(written.dataobj))) <= {0, 1, 2, 4}
 
 
 def test_nothing_is_written_for_an_answer_that_is_not_finite(patients, tmp_path):

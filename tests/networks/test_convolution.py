@@ -52,6 +52,24 @@ def test_resized_then_convolved(dims, taps, stride, grow, order):
     assert_same(convolve_resized(given, weight, size, stride=stride), expected, [x, weight])
 
 
+@pytest.mark.parametrize("width", [3, 90], ids=["small", "large"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_small_maps_of_single_precision(width, stride):
+    """One small sample takes another road on CPUs (see `_left_to_slow_kernel`): same values, same gradients."""
+    x, weight, bias = (
+        t.detach().float().requires_grad_() for t in (random(1, 4, width, 60, 3), random(2, 4, 3, 3, 3), random(2))
+    )
+    exact = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    ours, theirs = convolve(channels_last(x), weight, bias, stride=stride), functional.conv3d(*exact, stride, 1)
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-4)
+    for mine, other in zip(
+        torch.autograd.grad(ours.square().sum(), [x, weight, bias]),
+        torch.autograd.grad(theirs.square().sum(), exact),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine.double(), other, rtol=1e-4, atol=1e-2)
+
+
 def test_one_axis_by_hand():
     # Upsampled: 1 1 2 2, convolved with (1, 10, 100): each output reads its neighbours, zeros beyond the ends.
     x = torch.tensor([1.0, 2.0]).reshape(1, 1, 2, 1).expand(1, 1, 2, 2)

@@ -24,7 +24,7 @@ def _options() -> None:
     """Train with every sequence you have. Predict with whatever the patient has."""
 
 
-_ORDER = ("inspect", "phantom", "prepare", "train", "predict", "evaluate", "compare", "methods")
+_ORDER = ("inspect", "phantom", "prepare", "train", "predict", "evaluate", "compare", "picture", "methods")
 _FOUND = {module.name for module in pkgutil.iter_modules(package.__path__)}
 for _name in _ORDER:
     if _name in _FOUND:

@@ -26,7 +26,7 @@ from modistill.hardware import pick_device, pick_precision, tune_allocator
 from modistill.inference.windows import OnWindow, predict_windows
 from modistill.methods.base import Method
 
-__all__ = ["Model", "Prediction", "Predictor"]
+__all__ = ["SMALLEST", "Model", "Prediction", "Predictor"]
 
 _EDGE, _LONGEST_EDGE = 16, 32  # voxels: the networks halve a volume four times, and must be left with two voxels at least
 
@@ -224,7 +224,7 @@ class Predictor:
         if prepared.geometry.is_cut:
             notices += ("larger than the size the model reads: what lies outside is called background",)
         size = prepared.geometry.prepared_shape
-        if any(n < least for n, least in zip(size, _smallest(size), strict=True)):
+        if any(n < least for n, least in zip(size, smallest_size(size), strict=True)):
             notices += (f"only {'x'.join(map(str, size))} voxels: padded with zeros for the network",)
         return Prediction(case.id, labels, convention, restored, model, reason, notices)
 
@@ -239,7 +239,7 @@ class Predictor:
                     overlap=self._overlap(model),
                     mirror=self._mirror(model),
                     batch=self.batch,
-                    minimum=_smallest(images.shape[1:]),
+                    minimum=smallest_size(images.shape[1:]),
                     device=self.device,
                     on_window=on_window,
                 )
@@ -269,7 +269,7 @@ def _reduced(case: Case | CaseFiles, modalities: tuple[str, ...]) -> Case:
     return Case(case.id, {name: case.images[name] for name in modalities}, convention=case.convention)
 
 
-def _smallest(size: Sequence[int]) -> tuple[int, int, int]:
+def smallest_size(size: Sequence[int]) -> tuple[int, int, int]:
     """The size to which a volume must be padded, at least, for a network to read it."""
     longest = max(range(3), key=lambda axis: size[axis])
     d, h, w = (_LONGEST_EDGE if axis == longest else _EDGE for axis in range(3))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,7 +28,7 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
         weights: (C,), not negative; at least one label of every sample must have a weight above zero.
 
     Returns:
-        A scalar, in nats.
+        A scalar, in nats, computed in float32 at least.
 
     Example:
         >>> import torch
@@ -35,6 +36,7 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
         >>> round(weighted_cross_entropy(logits, torch.zeros(1, 2, 2, dtype=torch.long), torch.ones(4)).item(), 4)
         1.3863
     """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     weights = weights.to(logits.device, logits.dtype)
     losses = functional.cross_entropy(logits, labels, weights, reduction="none").flatten(1).sum(1)
     return (losses / weights[labels].flatten(1).sum(1)).mean()

@@ -1,66 +1,63 @@
-"""Blocks of the networks, and the exact identities that make them fast.
+"""The blocks of a U-Net: two convolutions with norm and activation, on one scale.
 
-Each function is named after what it computes; how it computes it is an identity of arithmetic, equal to the plain form up to
-rounding (`tests/networks/test_blocks.py` holds both against each other, gradients included):
-
-- A nearest-neighbour upsampling by 2 followed by a 3x3x3 convolution is a transposed convolution of stride 2 with the taps that
-  fall on one voxel added up: 8 multiplications a voxel instead of 27, and the upsampled map is never made.
-- The same upsampling followed by a 4x4x4 convolution of stride 2 is a 3x3x3 convolution of the small map.
-- A convolution of concatenated maps is the sum of the convolutions of its parts.
-- A bias before an instance norm has no effect: the norm subtracts it. The parameter stays (weights are interchangeable with the
-  plain network's), it just never gets a gradient.
-
-Parameters always keep their plain shape; what a step needs is derived from them as it goes.
+The modules hold plain PyTorch layers (`d1.conv1.weight`, `d1.norm1.weight`, ...), so that weights can be read by any other
+implementation; `convolution` and `norm` compute with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-__all__ = [
-    "CONVOLUTION",
-    "ChannelDropout",
-    "Convolution",
-    "DecoderBlock",
-    "EncoderBlock",
-    "convolve",
-    "halve",
-    "norm_activation",
-    "pool",
-    "upsample_convolve",
-]
+from modistill.networks.convolution import CONVOLUTION, convolve, convolve_resized, drop_channels
+from modistill.networks.norm import norm_activation
 
-Convolution: TypeAlias = nn.Conv2d | nn.Conv3d
-CONVOLUTION: Mapping[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+__all__ = ["ChannelDropout", "DecoderBlock", "EncoderBlock"]
+
 NORM: Mapping[int, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
-
-# Rows: taps of the derived kernel along one axis; columns: taps of the plain kernel that fall on it.
-_UPSAMPLED_3 = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
-_UPSAMPLED_4_STRIDE_2 = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+Convolution = nn.Conv2d | nn.Conv3d
+Norm = nn.InstanceNorm2d | nn.InstanceNorm3d
 
 
 class ChannelDropout(nn.Module):
-    """Drops whole channels of each sample with probability `p` while training, and scales the others by 1 / (1 - p)."""
+    """Drops whole channels of a sample with probability `p` and scales the others by 1 / (1 - p), while training.
+
+    Setting `training` on these modules only gives Monte-Carlo dropout.
+    """
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *spatial) of the same shape."""
+    def factors(self, x: Tensor) -> Tensor | None:
+        """The scale (B, C) of every channel of `x` (B, C, *spatial), float32; None if all stay as they are."""
         if not self.training or self.p == 0:
-            return x
-        mask = x.new_empty(x.shape[:2] + (1,) * (x.ndim - 2)).bernoulli_(1 - self.p).div_(1 - self.p)
-        return x * mask
+            return None
+        return torch.empty(x.shape[:2], device=x.device).bernoulli_(1 - self.p).div_(1 - self.p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` (B, C, *spatial) with its channels dropped and scaled."""
+        factors = self.factors(x)
+        return x if factors is None else x * factors.reshape(*factors.shape, *(1,) * (x.ndim - 2)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """What `print(network)` shows."""
+        return f"p={self.p}"
 
 
 class EncoderBlock(nn.Module):
-    """Dropout of the input, then twice: 3x3x3 convolution, instance norm, LeakyReLU."""
+    """Dropout, then twice convolution, instance norm and LeakyReLU.
+
+    Args:
+        in_channels: of the input.
+        middle: channels after the first convolution.
+        out_channels: channels after the second.
+        dropout: probability of dropping a channel of the input.
+        dims: 2 or 3.
+        slope: of LeakyReLU for negative values.
+    """
 
     def __init__(self, in_channels: int, middle: int, out_channels: int, *, dropout: float, dims: int, slope: float) -> None:
         super().__init__()
@@ -73,12 +70,21 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, *spatial) -> (B, out_channels, *spatial)."""
-        x = norm_activation(convolve(self.conv1, self.dropout(x), bias=False), self.norm1, slope=self.slope)
-        return norm_activation(convolve(self.conv2, x, bias=False), self.norm2, slope=self.slope)
+        x, weight = drop_channels(x, self.conv1.weight, self.dropout.factors(x))
+        x = _activate(convolve(x, weight), self.conv1, self.norm1, self.slope)
+        return _activate(convolve(x, self.conv2.weight), self.conv2, self.norm2, self.slope)
 
 
 class DecoderBlock(nn.Module):
-    """Merges a skip with the deeper map resized to it, then as the encoder block. Each of the two has a dropout of its own."""
+    """A skip and a deeper map, resized to it, merged by one convolution; then norm, activation, and all three again.
+
+    Args:
+        in_channels: of the skip, of the deeper map, and after the first convolution.
+        out_channels: channels after the second.
+        dropout: probability of dropping a channel of the skip or of the deeper map, drawn independently.
+        dims: 2 or 3.
+        slope: of LeakyReLU for negative values.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *, dropout: float, dims: int, slope: float) -> None:
         super().__init__()
@@ -91,99 +97,15 @@ class DecoderBlock(nn.Module):
         self.norm2 = NORM[dims](out_channels, affine=True)
 
     def forward(self, skip: Tensor, deep: Tensor) -> Tensor:
-        """Skip (B, C, *spatial) and deep (B, C, *about half of it) -> (B, out_channels, *spatial)."""
-        skip, deep = self.skip_dropout(skip), self.deep_dropout(deep)
-        x = convolve(self.skip, skip) + upsample_convolve(self.deep, deep, skip.shape[2:], bias=False)
-        x = norm_activation(x, self.norm1, slope=self.slope)
-        return norm_activation(convolve(self.conv2, x, bias=False), self.norm2, slope=self.slope)
+        """(B, in_channels, *spatial) and (B, in_channels, *any) -> (B, out_channels, *spatial)."""
+        size = skip.shape[2:]
+        skip, of_skip = drop_channels(skip, self.skip.weight, self.skip_dropout.factors(skip))
+        deep, of_deep = drop_channels(deep, self.deep.weight, self.deep_dropout.factors(deep))
+        x = convolve(skip, of_skip).add_(convolve_resized(deep, of_deep, size))
+        x = _activate(x, self.deep, self.norm1, self.slope)
+        return _activate(convolve(x, self.conv2.weight), self.conv2, self.norm2, self.slope)
 
 
-def pool(x: Tensor) -> Tensor:
-    """Maximum over blocks of 2 along each axis; odd remainders are left out."""
-    return functional.max_pool3d(x, 2) if x.ndim == 5 else functional.max_pool2d(x, 2)
-
-
-def convolve(conv: Convolution, x: Tensor, *, bias: bool = True) -> Tensor:
-    """What `conv(x)` computes; with `bias=False`, without its bias."""
-    return _convolution(x, conv.weight, conv.bias if bias else None, stride=conv.stride[0], padding=_padding(conv))
-
-
-def upsample_convolve(conv: Convolution, x: Tensor, size: Sequence[int], *, bias: bool = True) -> Tensor:
-    """A 3x3x3 convolution (padding 1) of `x` resized to `size` by nearest neighbour."""
-    if list(size) != [2 * n for n in x.shape[2:]]:
-        return convolve(conv, functional.interpolate(x, list(size)), bias=bias)
-    kernel = _fold(conv.weight, _UPSAMPLED_3).transpose(0, 1)
-    transposed = functional.conv_transpose3d if x.ndim == 5 else functional.conv_transpose2d
-    return transposed(x, kernel, conv.bias if bias else None, stride=2, padding=1)
-
-
-def halve(conv: Convolution, *parts: Tensor, bias: bool = True) -> Tensor:
-    """A 4x4x4 convolution of stride 2 over the concatenation of `parts`, each resized to the first by nearest neighbour.
-
-    Args:
-        conv: its input channels are those of all parts together.
-        parts: (B, C_i, *spatial); the first decides the size.
-        bias: whether to add the convolution's bias.
-    """
-    size, begin, result = parts[0].shape[2:], 0, None
-    for index, part in enumerate(parts):
-        weight = conv.weight[:, begin : begin + part.shape[1]]
-        begin += part.shape[1]
-        own = conv.bias if bias and index == 0 else None
-        if part.shape[2:] != size and all(n == 2 * m for n, m in zip(size, part.shape[2:], strict=True)):
-            one = _convolution(part, _fold(weight, _UPSAMPLED_4_STRIDE_2), own, stride=1, padding=1)
-        else:
-            resized = part if part.shape[2:] == size else functional.interpolate(part, size)
-            one = _convolution(resized, weight, own, stride=2, padding=1)
-        result = one if result is None else result + one
-    if result is None:
-        raise ValueError("halve needs at least one part")
-    return result
-
-
-def norm_activation(x: Tensor, norm: nn.Module | None = None, *, slope: float) -> Tensor:
-    """Instance norm (with the affine parameters of `norm`, or without), then LeakyReLU in place: the norm's output is not kept."""
-    if x.device.type == "cpu" and x[0, 0].numel() > 1:
-        # A group norm of one channel a group is the same, and keeps channels-last maps as they are; PyTorch's instance norm
-        # copies them forth and back.
-        weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
-        normed = functional.group_norm(x, x.shape[1], weight, bias)  # type: ignore[arg-type]
-    else:
-        normed = functional.instance_norm(x) if norm is None else norm(x)
-    return functional.leaky_relu_(normed, slope)
-
-
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, padding: int) -> Tensor:
-    """A convolution by the library's fast kernels, also where PyTorch would fall back to the slow ones.
-
-    On CPUs PyTorch leaves oneDNN for an im2col form when a single 3-D sample is small (B * C * D * H up to 20480), which takes
-    2 to 7 times as long. Handing the map over in oneDNN's own layout avoids that.
-    """
-    if x.ndim == 4:
-        return functional.conv2d(x, weight, bias, stride, padding)
-    if (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and _small(x)
-        and not torch.is_autocast_enabled("cpu")
-    ):
-        return functional.conv3d(x.to_mkldnn(), weight, bias, stride, padding).to_dense()
-    return functional.conv3d(x, weight, bias, stride, padding)
-
-
-def _small(x: Tensor) -> bool:
-    batch, channels, d, h, _ = x.shape
-    return batch == 1 and channels * d * h <= 20480 and torch.backends.mkldnn.is_available()
-
-
-def _fold(weight: Tensor, taps: tuple[tuple[float, ...], ...]) -> Tensor:
-    """Add up the taps of a kernel (O, I, *k) along every spatial axis as the rows of `taps` say."""
-    matrix = weight.new_tensor(taps)
-    for axis in range(2, weight.ndim):
-        weight = torch.tensordot(weight, matrix, dims=([axis], [1])).movedim(-1, axis)
-    return weight
-
-
-def _padding(conv: Convolution) -> int:
-    padding = conv.padding[0]
-    return padding if isinstance(padding, int) else 0
+def _activate(x: Tensor, convolution: Convolution, norm: Norm, slope: float) -> Tensor:
+    """Norm and activation of a convolution's output that still lacks its bias."""
+    return norm_activation(x, bias=convolution.bias, weight=norm.weight, shift=norm.bias, slope=slope, eps=norm.eps)

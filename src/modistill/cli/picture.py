@@ -1,0 +1,22 @@
+"""`modistill picture`: what several models found in the same patients, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    patients: Annotated[Path, typer.Argument(help="Cases with images and, where there are any, reference labels.")],
+    predictions: Annotated[list[Path], typer.Argument(help="Folders that `modistill predict` wrote, one a column.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")],
+    cases: Annotated[list[str] | None, typer.Option("--case", help="Show this case; repeat for several.")] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many cases, if none is named.")] = 3,
+) -> None:
+    """Draw cases with their reference and the predictions of several models, in the slice with most tumour."""
+    from modistill.report.figures import draw_predictions
+
+    draw_predictions(patients, predictions, output, cases=cases, count=count)
+    print(f"-> {output}")
