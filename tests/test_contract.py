@@ -178,8 +178,9 @@ def test_two_ranks_equal_one(name: str, tmp_path: Path) -> None:
     method = make(name, dropout=0.0)
     fit(method, noise(method, batch_size=2), tmp_path / "one", settings(epochs=1), validate=lambda _: {"score": 0.5})
     ranks = load_file(tmp_path / "ranks.safetensors")
-    for key, value in weights(method).items():
-        torch.testing.assert_close(ranks[key], value, rtol=1e-4, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
+    differences = torch.cat([(ranks[key] - value).abs().flatten() for key, value in weights(method).items()])
+    assert differences.mean() < 1e-6  # two steps of 2e-4 each were made
+    assert differences.max() < 1e-4  # Adam turns rounding into a part of a step where a gradient is nearly zero
 
 
 @METHODS

@@ -93,27 +93,32 @@ def test_initial_weights():
     ids=["even", "odd", "small and odd, batch", "2D", "2D odd, batch"],
 )
 def test_equals_the_plain_form_through_training(dims, size, batch):
-    ours, theirs = pair(dims=dims)
+    ours, theirs = (net.double() for net in pair(dims=dims))
     adam = [torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.1) for net in (ours, theirs)]
     torch.manual_seed(1)
     for _ in range(3):
-        images, labels = torch.randn(batch, 3, *size), torch.randint(4, (batch, *size))
+        images, labels = torch.randn(batch, 3, *size, dtype=torch.double), torch.randint(4, (batch, *size))
         logits, features = ours.with_features(images)
         expected, maps = plain(theirs, images)
-        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-7)
         for name, value in maps.items():
-            torch.testing.assert_close(getattr(features, name), value, rtol=1e-5, atol=1e-4)
-        for net, result, optimizer in zip((ours, theirs), (logits, expected), adam, strict=True):
+            torch.testing.assert_close(getattr(features, name), value, rtol=1e-6, atol=1e-7)
+        for result, optimizer in zip((logits, expected), adam, strict=True):
             optimizer.zero_grad()
             functional.cross_entropy(result, labels).backward()
-        for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-            scale = other.grad.abs().max().clamp(min=1e-4)  # the bias before a norm: rounding noise there, zero here
-            torch.testing.assert_close(mine.grad / scale, other.grad / scale, rtol=0, atol=2e-3, msg=name)
-            if name.endswith(("conv1.bias", "conv2.bias", "deep.bias")):
-                other.grad.zero_()
-        for optimizer in adam:
             optimizer.step()
-    torch.testing.assert_close(ours(images), plain(theirs, images)[0], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("size", "batch"), [((32, 32, 48), 1), ((33, 35, 47), 1), ((16, 32, 17), 2)])
+def test_in_single_precision_it_is_as_exact_as_the_plain_form(size, batch):
+    """Both forms against double precision: outputs within 1e-5 of their scale, and no further off than the plain form's three-fold."""
+    ours, theirs = pair()
+    images = torch.randn(batch, 3, *size)
+    truth = plain(pair()[0].double(), images.double())[0]
+    with torch.inference_mode():
+        mine, other = ((found - truth).abs().max() / truth.abs().max() for found in (ours(images), plain(theirs, images)[0]))
+    assert mine < 1e-5
+    assert mine < 3 * other + 1e-6
 
 
 def test_equals_the_plain_form_in_double_precision():
@@ -138,7 +143,7 @@ def test_weight_decay_reaches_the_biases_that_cancel():
 
 def test_a_batch_is_its_parts():
     net, images = pair()[0].eval(), torch.randn(2, 3, 32, 33, 32)
-    torch.testing.assert_close(net(images), torch.cat([net(images[:1]), net(images[1:])]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(net(images), torch.cat([net(images[:1]), net(images[1:])]), rtol=1e-4, atol=1e-4)
 
 
 def test_which_blocks_drop_channels(monkeypatch):

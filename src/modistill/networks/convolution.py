@@ -37,9 +37,9 @@ __all__ = [
 
 CONVOLUTION: Mapping[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
-# Row: tap of the merged kernel; column: taps of the original kernel that it sums.
-_UPSAMPLE_THEN_3 = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))  # as a transposed convolution
-_UPSAMPLE_THEN_4_STRIDE_2 = ((1, 0, 0, 0), (0, 1, 1, 0), (0, 0, 0, 1))
+# For each tap of the merged kernel, the taps of the original kernel that it sums.
+_UPSAMPLE_THEN_3 = ((2,), (1, 2), (0, 1), (0,))  # as a transposed convolution
+_UPSAMPLE_THEN_4_STRIDE_2 = ((0,), (1, 2), (3,))
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -136,10 +136,8 @@ def _left_to_slow_kernel(x: Tensor, weight: Tensor) -> bool:
 
 
 def _merged(weight: Tensor, sums: Sequence[Sequence[int]]) -> Tensor:
-    """Kernel (O, I, *taps) with taps summed along every axis as the rows of `sums` say."""
-    axes = weight.ndim - 2
-    along_axis = torch.tensor(sums, dtype=weight.dtype, device=weight.device)
-    along_all = reduce(torch.kron, [along_axis] * axes)
-    with torch.autocast(weight.device.type, enabled=False):  # sums of weights are rounded once, when the convolution reads them
-        merged = weight.flatten(2) @ along_all.T
-    return merged.reshape(*weight.shape[:2], *(len(sums),) * axes)
+    """Kernel (O, I, *taps) whose taps along every axis are sums of the given taps of `weight`."""
+    for axis in range(2, weight.ndim):
+        slices = weight.unbind(axis)
+        weight = torch.stack([reduce(torch.add, [slices[tap] for tap in taps]) for taps in sums], dim=axis)
+    return weight

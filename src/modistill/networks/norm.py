@@ -53,49 +53,58 @@ def norm_activation(
 
 
 class _NormActivation(torch.autograd.Function):
-    """Instance norm is batch norm of one sample: PyTorch's batch norm kernels do the sums, sample by sample."""
+    """In sums of differences from the mean: PyTorch's batch norm of channels-last maps loses three digits of fp32 instead."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, bias: Tensor | None, weight: Tensor | None, shift: Tensor | None, slope: float, eps: float
     ) -> Tensor:
-        samples = [torch.native_batch_norm(sample, weight, shift, None, None, True, 0.0, eps) for sample in torch.split(x, 1)]
-        z, means, scales = (part[0] if len(x) == 1 else torch.cat(part) for part in zip(*samples, strict=True))
-        y = functional.leaky_relu_(z, slope)
+        axes = list(range(2, x.ndim))
+        precise = _wide(x)
+        mean = precise.mean(axes, keepdim=True)
+        z = precise - mean
+        deviation = (z.square().mean(axes, keepdim=True) + eps).rsqrt_()
+        z.mul_(deviation if weight is None else deviation * _channelwise(weight, x))
+        if shift is not None:
+            z.add_(_channelwise(shift, x))
+        y = functional.leaky_relu_(z, slope).to(x.dtype)
         ctx.slope, ctx.bias = slope, bias
         ctx.inverts = _invertible(x, weight, shift, slope)
-        means, scales = means.reshape(len(x), -1), scales.reshape(len(x), -1)
-        ctx.save_for_backward(y, *((None, None) if ctx.inverts else (x, means)), scales, weight, shift)
+        ctx.save_for_backward(y, *((None, None) if ctx.inverts else (x, mean)), deviation, weight, shift)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        y, x, means, scales, weight, shift = ctx.saved_tensors
-        gradient = torch.ops.aten.leaky_relu_backward(gradient, y, ctx.slope, True)
+        y, x, mean, deviation, weight, shift = ctx.saved_tensors
+        axes, n = list(range(2, y.ndim)), y[0, 0].numel()
+        g = torch.ops.aten.leaky_relu_backward(gradient, y, ctx.slope, True)
+        g = _wide(g)
         if ctx.inverts:
-            # Seen from z, the normalised x is (z - shift) / weight: a batch norm whose mean and scale are known.
-            x = functional.leaky_relu(y, 1 / ctx.slope)
-            weight_or_one = torch.ones_like(scales[0]) if weight is None else weight
-            means = (torch.zeros_like(scales[0]) if shift is None else shift).expand_as(scales)
-            factors, scales = scales * weight_or_one.square(), weight_or_one.reciprocal().expand_as(scales)
+            normed = _wide(functional.leaky_relu(y, 1 / ctx.slope))
+            normed = normed if shift is None else normed.sub_(_channelwise(shift, y))
+            normed = normed if weight is None else normed.div_(_channelwise(weight, y))
         else:
-            factors = (torch.ones_like(scales[0]) if weight is None else weight).expand_as(scales)
-        parts = [
-            torch.ops.aten.native_batch_norm_backward(
-                gradient[n : n + 1], x[n : n + 1], factors[n], None, None, means[n], scales[n], True, 0.0, [True, True, True]
-            )
-            for n in range(len(y))
-        ]
-        for_x, for_weight, for_shift = zip(*parts, strict=True)
+            normed = (_wide(x) - mean).mul_(deviation)
+        sum_g, sum_gx = g.sum(axes, keepdim=True), (g * normed).sum(axes, keepdim=True)
+        scale = deviation if weight is None else deviation * _channelwise(weight, y)
+        for_x = g.sub_(normed.mul_(sum_gx / n)).sub_(sum_g / n).mul_(scale)
         return (
-            for_x[0] if len(y) == 1 else torch.cat(for_x),
+            for_x.to(y.dtype),
             None if ctx.bias is None else torch.zeros_like(ctx.bias),
-            None if weight is None else torch.stack(for_weight).sum(0).to(weight.dtype),
-            None if shift is None else torch.stack(for_shift).sum(0).to(shift.dtype),
+            None if weight is None else sum_gx.sum(0).flatten().to(weight.dtype),
+            None if shift is None else sum_g.sum(0).flatten().to(shift.dtype),
             None,
             None,
         )
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _channelwise(parameter: Tensor, x: Tensor) -> Tensor:
+    return _wide(parameter).view(1, -1, *(1,) * (x.ndim - 2))
 
 
 def _invertible(x: Tensor, weight: Tensor | None, shift: Tensor | None, slope: float) -> bool:
