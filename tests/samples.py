@@ -9,6 +9,7 @@ import torch
 
 from modistill.data.batch import Batch
 
+
 @dataclass(frozen=True)
 class RandomBatches:
     """Batches of noise with a bright tumour in every modality: a pure function of (seed, epoch, position)."""

@@ -20,7 +20,13 @@ from modistill.inference.predictor import Predictor
 from modistill.phantom.cohort import write_cohort
 from modistill.recipe import Recipe, load_recipe
 
-SMALL = ["training.epochs=1", "training.validate_every=1", "method.width=2", "data.size=[32, 32, 32]", "training.precision='32'"]
+SMALL = [
+    "training.epochs=1",
+    "training.validate_every=1",
+    "training.precision='32'",
+    "method.width=2",
+    "data.size=[32, 32, 32]",
+]
 ARMS = ("teacher", "student", "control", "had_net")
 
 

@@ -31,6 +31,6 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     message = torch.cat([gradient.reshape(-1) for gradient in gradients])
     distributed.all_reduce(message)
     message /= world
-    parts = message.split([gradient.numel() for gradient in gradients])
+    parts = torch.split(message, [gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))

@@ -73,12 +73,12 @@ class Sampling(_Section):
         workers: threads that read ahead.
     """
 
-    batch_size: int = Field(1, ge=1)
+    batch_size: int = Field(default=1, ge=1)
     patch_size: tuple[int, int, int] | None = None
-    samples_per_case: int = Field(1, ge=1)
-    foreground_fraction: float = Field(0.33, ge=0, le=1)
+    samples_per_case: int = Field(default=1, ge=1)
+    foreground_fraction: float = Field(default=0.33, ge=0, le=1)
     augmentation: Literal["none", "hadnet", "standard"] = "none"
-    workers: int = Field(2, ge=0)
+    workers: int = Field(default=2, ge=0)
 
 
 class Inference(_Section):
@@ -91,7 +91,7 @@ class Inference(_Section):
     """
 
     window: tuple[int, int, int] | None = None
-    overlap: float = Field(0.5, ge=0, lt=1)
+    overlap: float = Field(default=0.5, ge=0, lt=1)
     mirror: tuple[Literal[0, 1, 2], ...] = ()
 
 
@@ -175,7 +175,7 @@ def build(constructor: Callable[..., Built], arguments: Mapping[str, Any], secti
         RecipeError: an argument is unknown, missing, of another type, or refused by the constructor.
     """
     signature = inspect.signature(constructor)
-    hints = get_type_hints(constructor.__init__ if isinstance(constructor, type) else constructor)
+    hints = get_type_hints(constructor.__init__ if isinstance(constructor, type) else constructor)  # type: ignore[misc]
     checked: dict[str, Any] = {}
     for name, value in arguments.items():
         if name not in signature.parameters:

@@ -307,8 +307,10 @@ class _Run:
 
 
 def play(method: Method, batch: Batch, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Iterator[Turn]:
-    """The turns of a method over one batch, each computed under `autocast` (entered around each resumption, so that an
-    update between two turns never meets weights that autocast had already rounded)."""
+    """The turns of a method over one batch, each computed under `autocast`.
+
+    It is entered around each resumption: an update between two turns never meets weights that autocast had already rounded.
+    """
     turns = method.losses(batch)
     while True:
         with autocast():

@@ -63,7 +63,9 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ModelError("not a model of modistill: it has no card", file=path)
     card: dict[str, Any] = json.loads(metadata["modistill"])
     if card.get("format", 0) > FORMAT:
-        raise ModelError(f"written in format {card['format']}, this version reads {FORMAT}", file=path, remedy="update modistill")
+        raise ModelError(
+            f"written in format {card['format']}, this version reads {FORMAT}", file=path, remedy="update modistill"
+        )
     if card.get("digest") != _digest(tensors):
         raise ModelError("damaged: its weights do not match their digest", file=path, remedy="copy the file again")
     return tensors, card

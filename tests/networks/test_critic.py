@@ -108,7 +108,7 @@ def test_initial_weights_are_pytorchs():
 
 
 def test_what_it_cannot_read():
-    _, critic, images = example()
+    _, critic, _ = example()
     logits = torch.zeros(1, 3, 16, 32, 32)
     with pytest.raises(ModelError, match="16x32x32 voxels are too small for the critic"):
         critic(logits, logits[:, :2], None)

@@ -111,7 +111,7 @@ def test_equals_the_plain_form_through_training(dims, size, batch):
 
 @pytest.mark.parametrize(("size", "batch"), [((32, 32, 48), 1), ((33, 35, 47), 1), ((16, 32, 17), 2)])
 def test_in_single_precision_it_is_as_exact_as_the_plain_form(size, batch):
-    """Both forms against double precision: outputs within 1e-5 of their scale, and no further off than the plain form's three-fold."""
+    """Both forms against double precision: within 1e-5 of the outputs' scale, and at most three times as far off as the plain."""
     ours, theirs = pair()
     images = torch.randn(batch, 3, *size)
     truth = plain(pair()[0].double(), images.double())[0]

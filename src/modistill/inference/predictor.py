@@ -26,7 +26,7 @@ from modistill.hardware import pick_device, pick_precision, tune_allocator
 from modistill.inference.windows import OnWindow, predict_windows
 from modistill.methods.base import Method
 
-__all__ = ["SMALLEST", "Model", "Prediction", "Predictor"]
+__all__ = ["Model", "Prediction", "Predictor", "smallest_size"]
 
 _EDGE, _LONGEST_EDGE = 16, 32  # voxels: the networks halve a volume four times, and must be left with two voxels at least
 

@@ -8,10 +8,10 @@ with the student's modalities X_pre and with the feature maps of the network tha
 teacher from student; the student learns to segment and to be taken for the teacher.
 
 Turns and terms
-    student/segmentation   CE_w(S(X_pre), y)                                                                         Eq. (1), first term
-    student/adversarial    lambda * mean (HD(X_pre, S) - 1)^2                                                        Eq. (1), second term
-    critic/on_teacher      mean (HD(X_pre, T) - 1)^2                                                                 Eq. (2)
-    critic/on_student      mean (HD(X_pre, S) - 0)^2                                                                 Eq. (2)
+    student/segmentation   CE_w(S(X_pre), y)                        Eq. (1), first term
+    student/adversarial    lambda * mean (HD(X_pre, S) - 1)^2       Eq. (1), second term
+    critic/on_teacher      mean (HD(X_pre, T) - 1)^2                Eq. (2)
+    critic/on_student      mean (HD(X_pre, S) - 0)^2                Eq. (2)
 
 The critic rests while it tells the two apart in more than 80 % of its patches. Both networks start from supervised training
 (`Supervised` on all and on the available modalities): `start_from: {teacher: RUN, student: RUN}` in a recipe.

@@ -6,7 +6,7 @@ Network for Improved Enhanced Tumour Segmentation Without Post-Contrast Images",
 HAD-Net's student. Trained on from there without distillation, with HAD-Net's own budget and optimiser, it is the *control*.
 
 Terms
-    network/segmentation   weighted cross-entropy,  L_CE = sum_v w_y(v) * -log p_y(v)(v) / sum_v w_y(v)       (first term of Eq. 1)
+    network/segmentation   L_CE = sum_v w_y(v) * -log p_y(v)(v) / sum_v w_y(v)       weighted cross-entropy, Eq. (1), first term
 
 with the weight of class c in epoch e   w_c(e) = max(w_c(0) * 0.98^e, 1).
 

@@ -123,7 +123,7 @@ def _left_to_slow_kernel(x: Tensor, weight: Tensor) -> bool:
 
     It does so with one small 3-D sample on a CPU: B * C * D * H up to 20480. A map in oneDNN's own layout is always left to it.
     """
-    return (
+    return bool(
         x.ndim == 5
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

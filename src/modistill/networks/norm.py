@@ -4,8 +4,8 @@ For every sample and channel, with the mean and variance over its voxels,
 
     z = weight * (x - mean) / sqrt(variance + eps) + shift,        y = z if z > 0 else slope * z
 
-Autograd would keep `x` for the norm beside `y` for the next convolution. But `y` can be turned back: its sign tells `z`, and `z`
-the normalised `x` (unless a weight is near zero). So `y`, which is kept anyway, is all that is needed.
+Autograd would keep `x` for the norm beside `y` for the next convolution. But `y` can be turned back: its sign tells `z`, and
+`z` the normalised `x` (unless a weight is near zero). So `y`, which is kept anyway, is all that is needed.
 
 The bias of a convolution in front of the norm cancels: it moves the mean and nothing else. It is left out of the computation;
 its gradient is zero (a plain network computes it as rounding noise).
