@@ -26,7 +26,7 @@ lint: setup
 	$(BIN)/mypy
 
 demo: setup
-	PATH="$(BIN):$$PATH" bash examples/demo.sh demo
+	PATH="$(abspath $(BIN)):$$PATH" bash examples/demo.sh demo
 
 clean:
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache

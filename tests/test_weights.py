@@ -23,7 +23,7 @@ def model(tmp_path: Path) -> Path:
 def test_round_trip_with_card(model: Path) -> None:
     tensors, card = load_weights(model)
     assert torch.equal(tensors["b"], torch.arange(400.0))
-    assert (card["method"], card["inputs"], card["format"]) == ("x", ["t1"], 1)
+    assert (card["method"], card["inputs"], card["format"]) == ("x", ["t1"], 2)
     assert json.loads(model.with_suffix(".json").read_text()) == card
 
 
@@ -44,7 +44,7 @@ def test_cut_foreign_absent_and_later_files_are_named(model: Path, tmp_path: Pat
     save_file(tensors, foreign)
     model.write_bytes(model.read_bytes()[:-10])
     for path, message in [
-        (later, "written in format 99, this version reads 1"),
+        (later, "written in format 99, this version reads 2"),
         (foreign, "it has no card"),
         (model, "damaged"),
         (tmp_path / "none.safetensors", "no trained model here"),

@@ -3,7 +3,8 @@
 Train with every sequence you have. Predict with whatever the patient has.
 
 Notation in all docstrings: `B` batch, `M` modalities, `A` available ones, `C` classes, `R` regions, `D H W` voxels (left ->
-right, posterior -> anterior, inferior -> superior). The names below are loaded when they are used: importing the package costs nothing.
+right, posterior -> anterior, inferior -> superior). The names below are loaded when they are used: importing the package is
+cheap.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ names it. On loading, a generation that does not match its digest is skipped wit
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ class Checkpoints:
         """Write `state_dict()` of every part, and plain numbers beside them.
 
         Raises:
-            TrainingStopped: the file cannot be written; the earlier generations are intact.
+            TrainingStopped: a weight is not finite, or the file cannot be written; the earlier generations are intact.
         """
+        _require_finite(parts, state["step"])
         content = {"parts": {name: part.state_dict() for name, part in parts.items()}, "state": dict(state)}
         path = self.folder / f"step-{state['step']:07d}.pt"
         digest: list[str] = []
@@ -48,9 +50,12 @@ class Checkpoints:
             entries = [entry for entry in self._entries() if entry["file"] != path.name]
             kept = [{"file": path.name, "sha256": digest[0], **_plain(state)}, *entries][: self.generations]
             write_json(self._index, {"newest_first": kept})
-        except (ModistillError, RuntimeError) as error:
+        except (ModistillError, RuntimeError) as error:  # torch answers a full disk with an inner error of its own
+            reason = error.reason if isinstance(error, ModistillError) else "the disk took only a part of it"
             raise TrainingStopped(
-                f"the checkpoint cannot be written: {error}", file=path, remedy="free disk space, then go on with --resume"
+                f"the checkpoint cannot be written: {reason.removeprefix('cannot be written: ')}",
+                file=path,
+                remedy="free disk space, then go on with --resume",
             ) from error
         for stale in self.folder.glob("step-*.pt"):
             if stale.name not in {entry["file"] for entry in kept}:
@@ -69,7 +74,7 @@ class Checkpoints:
                 damaged.append(path.name)
                 logger.warning("checkpoint %s is damaged; trying the one before", path)
                 continue
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = _content(path)
             if content["parts"].keys() != parts.keys():
                 raise ModelError(
                     f"the checkpoint holds {sorted(content['parts'])}, this method has {sorted(parts)}",
@@ -96,9 +101,35 @@ class Checkpoints:
         if not self._index.exists():
             return []
         try:
-            return list(read_json(self._index)["newest_first"])
+            entries = read_json(self._index)["newest_first"]
+            return [{**entry, "file": Path(entry["file"]).name, "sha256": str(entry["sha256"])} for entry in entries]
         except (FileError, KeyError, TypeError) as error:
-            raise ModelError("the index of the checkpoints is damaged", file=self._index) from error
+            raise ModelError(
+                "the index of the checkpoints is damaged", file=self._index, remedy="train again into a new folder"
+            ) from error
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds: tensors and plain values. Whatever else a pickle asks for is refused, not run."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if {"parts", "state"} <= content.keys():
+            return dict(content)
+        reason = "it lacks parts or state"
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:150]
+    raise ModelError(f"not a checkpoint of modistill: {reason}", file=path, remedy="train again into a new folder")
+
+
+def _require_finite(parts: Mapping[str, Any], step: int) -> None:
+    """Keep weights that a finite but far too large step has ruined from replacing good ones."""
+    for module in parts.values():
+        for name, weight in module.named_parameters() if isinstance(module, torch.nn.Module) else ():
+            if not torch.isfinite(weight).all():
+                raise TrainingStopped(
+                    f"{name} is not finite after step {step}: no checkpoint is written",
+                    remedy="lower the learning rate, then go on with --resume",
+                )
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:

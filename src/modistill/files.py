@@ -18,7 +18,21 @@ from typing import Any
 
 from modistill.errors import FileError, ModistillError
 
-__all__ = ["atomic_folder", "read_json", "run_lock", "sha256", "write_bytes", "write_file", "write_json", "write_text"]
+__all__ = [
+    "atomic_folder",
+    "parse_yaml",
+    "read_json",
+    "require_writable",
+    "run_lock",
+    "sha256",
+    "write_bytes",
+    "write_file",
+    "write_json",
+    "write_text",
+]
+
+
+_DEEPEST = 50  # levels of a YAML text; reading takes quadratic time in them
 
 
 def sha256(path: Path) -> str:
@@ -65,6 +79,21 @@ def write_file(path: Path, write: Callable[[Path], None], check: Callable[[Path]
             temporary.unlink(missing_ok=True)
 
 
+def require_writable(path: Path) -> None:
+    """Refuse, before hours of work, a file that could not be written after them. Makes nothing.
+
+    Raises:
+        FileError: a folder is in the way, what should be its folder is none, or that may not be written.
+    """
+    path = Path(path)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        raise FileError("is a folder", file=path, remedy="give the name of a file")
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        fault = "may not be written" if folder.is_dir() else "is no folder"
+        raise FileError(f"cannot be written: {folder} {fault}", file=path, remedy="choose another place")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content`, read it back and compare, rename into place (see `write_file`)."""
 
@@ -91,8 +120,30 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text())
     except OSError as error:
         raise FileError(f"cannot be read: {error.strerror or error}", file=path) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(f"damaged JSON: {error}", file=path, remedy="restore or rewrite the file") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain values of a YAML text: no tags, which make objects, and no aliases, of which ten lines can mean gigabytes.
+
+    Raises:
+        ValueError: the text is no such YAML, or is nested more than 50 levels deep.
+    """
+    import yaml
+
+    depth = 0
+    try:
+        for token in yaml.scan(text, yaml.SafeLoader):
+            kind = type(token).__name__  # Flow or Block, Sequence or Mapping, Start or End; BlockEnd
+            depth += kind.endswith("StartToken") - kind.endswith("EndToken")
+            if isinstance(token, yaml.AliasToken):
+                raise ValueError("aliases (*name) are not allowed")
+            if depth > _DEEPEST:
+                raise ValueError("nested too deeply")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from modistill.errors import RecipeError
-from modistill.files import write_text
+from modistill.files import parse_yaml, write_text
 
 __all__ = [
     "Data",
@@ -137,8 +137,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """
     place = _find(Path(path))
     try:
-        content = yaml.safe_load(place.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = parse_yaml(place.read_text())
+    except (OSError, ValueError) as error:
         raise RecipeError(f"cannot be read: {' '.join(str(error).split())[:200]}", file=place) from error
     if not isinstance(content, dict):
         raise RecipeError("holds no sections", file=place, remedy="see the recipes that come with the package")
@@ -225,8 +225,8 @@ def _override(content: dict[str, Any], override: str) -> None:
         if not isinstance(place, dict):
             raise RecipeError(f"--set {override}: {key} is no section")
     try:
-        place[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        place[last] = parse_yaml(text)
+    except ValueError as error:
         raise RecipeError(f"--set {override}: the value is no YAML") from error
 
 

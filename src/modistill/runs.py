@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +25,7 @@ from modistill.data.loading import Loader
 from modistill.data.naming import conventions
 from modistill.data.preprocessing import Preprocessing
 from modistill.data.store import Plan, PreparedCohort
-from modistill.errors import FileError, ModelError, RecipeError
+from modistill.errors import FileError, ModelError, RecipeError, TrainingStopped
 from modistill.files import run_lock, write_json
 from modistill.inference.predictor import Model, smallest_size
 from modistill.inference.windows import predict_windows
@@ -67,8 +68,8 @@ def train(
     Raises:
         RecipeError: the recipe does not fit the method or the prepared cases.
         ModelError: weights to start from are damaged or of another network, or there is nothing to resume.
-        FileError: the run folder is taken.
-        TrainingStopped: see `modistill.training.fit`.
+        FileError: the run folder is taken, holds something else, or cannot be written.
+        TrainingStopped: see `modistill.training.fit`; or a disk that is full.
     """
     settings = check(TrainingSettings, recipe.training, "training")
     cohort = PreparedCohort(prepared)
@@ -78,22 +79,34 @@ def train(
     torch.manual_seed(settings.seed)
     method = build_method(recipe)
     _require_modalities(method, cohort.plan)
+    if resume and not (output / "recipe.yaml").is_file():
+        raise ModelError("no run here to resume", file=output, remedy="leave out --resume to begin one")
     if not resume:
-        start_from(method, recipe, output)
+        start_from(method, recipe, output, classes=_classes(cohort.plan))
     with run_lock(output):
         _open(output, recipe, cohort, resume)
-        return fit(
-            method,
-            _loader(recipe, cohort, method, settings.seed),
-            output,
-            settings,
-            validate=_validation(recipe, cohort, method),
-            on_best=lambda best, score, epoch: _deploy(best, score, epoch, recipe, cohort, output),
-            report=_with_picture(output, report),
-            resume=resume,
-            device=device,
-            loggers=_loggers(output) if tensorboard else (),
-        )
+        with _stopped_by_a_file():
+            return fit(
+                method,
+                _loader(recipe, cohort, method, settings.seed),
+                output,
+                settings,
+                validate=_validation(recipe, cohort, method),
+                on_best=lambda best, score, epoch: _deploy(best, score, epoch, recipe, cohort, output),
+                report=_with_picture(output, report),
+                resume=resume,
+                device=device,
+                loggers=_loggers(output) if tensorboard else (),
+            )
+
+
+@contextmanager
+def _stopped_by_a_file() -> Iterator[None]:
+    """Once a training runs, a file that cannot be written or read stops it, with the exit code that says so."""
+    try:
+        yield
+    except FileError as error:
+        raise TrainingStopped(error.reason, file=error.file, remedy=error.remedy) from error
 
 
 def resolve(recipe: Recipe, plan: Plan) -> Recipe:
@@ -160,6 +173,10 @@ def _text(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def _classes(plan: Plan) -> list[str]:
+    return ["background", *conventions[plan.convention].values]
+
+
 def _require_modalities(method: Method, plan: Plan) -> None:
     foreign = [name for name in method.modalities if name not in plan.preprocessing.modalities]
     if foreign:
@@ -177,6 +194,8 @@ def _open(output: Path, recipe: Recipe, cohort: PreparedCohort, resume: bool) ->
             )
     elif Checkpoints(output / "checkpoints").exists() or (output / MODEL).exists():
         raise FileError("holds a run already", file=output, remedy="--resume to go on, or choose another folder")
+    elif not (output / "recipe.yaml").exists() and any(not path.name.startswith(".") for path in output.iterdir()):
+        raise FileError("holds other files, and no run", file=output, remedy="choose a new or empty folder")
     save_recipe(recipe, output / "recipe.yaml")
     write_json(output / "environment.json", _environment())
     write_json(output / "split.json", cohort.split.to_json())
@@ -199,8 +218,19 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def start_from(method: Method, recipe: Recipe, output: Path) -> None:
-    """Give networks the deployed weights of other runs, if they read the same modalities in the same order."""
+def start_from(method: Method, recipe: Recipe, output: Path, *, classes: Sequence[str] = ()) -> None:
+    """Give networks the deployed weights of other runs, if they read the same modalities and find the same classes, in order.
+
+    Args:
+        method: receives the weights.
+        recipe: says which network starts from which run.
+        output: the run folder; the other runs are named relative to it.
+        classes: of the new run; none for whatever the other run has.
+
+    Raises:
+        RecipeError: no such network.
+        ModelError: weights that are absent, damaged, or of another network, other modalities or other classes.
+    """
     for network, folder in recipe.start_from.items():
         if network not in method.reads:
             raise RecipeError(f"start_from.{network}: no such network", remedy=f"known: {', '.join(method.reads)}")
@@ -210,6 +240,12 @@ def start_from(method: Method, recipe: Recipe, output: Path) -> None:
             raise ModelError(
                 f"reads {', '.join(card['reads'])}, the {network} of this method reads {', '.join(method.reads[network])}",
                 file=path,
+            )
+        if classes and card.get("classes") != list(classes):
+            raise ModelError(
+                f"finds {', '.join(card.get('classes', ()))}, the prepared cases hold {', '.join(classes)}",
+                file=path,
+                remedy="prepare both cohorts with one label convention",
             )
         try:
             method.get_submodule(network).load_state_dict(tensors, strict=True)
@@ -286,7 +322,7 @@ def _deploy(method: Method, score: float, epoch: int, recipe: Recipe, cohort: Pr
         "network": method.deployed,
         "reads": list(method.available),
         "trained_with": list(method.modalities),
-        "classes": ["background", *conventions[plan.convention].values],
+        "classes": _classes(plan),
         "convention": plan.convention,
         "preprocessing": preprocessing.to_json(),
         "inference": recipe.inference.model_dump(mode="json"),

@@ -8,6 +8,7 @@ position), so a checkpoint needs no random states to be exact.
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
@@ -16,11 +17,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from modistill.checkpoints import Checkpoints
@@ -30,48 +30,12 @@ from modistill.errors import TrainingStopped
 from modistill.hardware import pick_device, pick_precision, tune_allocator
 from modistill.log import LogRow, read_log, write_log
 from modistill.methods.base import Method, Terms, Turn
+from modistill.settings import Plateau, TrainingSettings
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["Batches", "Interrupted", "Plateau", "Status", "TrainingSettings", "fit", "play"]
-
-
-class Plateau(BaseModel):
-    """Multiply every learning rate by `factor` after `patience` validations without a better score."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    factor: float = Field(0.5, gt=0, lt=1)
-    patience: int = Field(30, ge=0)
-
-
-class TrainingSettings(BaseModel):
-    """How long and by which arithmetic; what is learnt stands in the method.
-
-    Attributes:
-        epochs: passes over the training cases.
-        precision: "auto" is bf16-mixed where the hardware multiplies bf16 (GPU, AVX512-BF16 or AMX), else 32.
-        clip_norm: bound on the gradient norm of a player; None leaves gradients alone.
-        channels_last: memory format of networks and images; "auto" is on for GPUs.
-        compile: `torch.compile` the blocks of the networks (pays on GPUs in long trainings, see benchmarks).
-        deterministic: bit-equal results on GPUs as well, at some cost in speed (CPUs always are).
-        validate_every: epochs between validations.
-        checkpoint_minutes: at most so much work is lost by a power cut (0: a checkpoint after every step).
-        plateau: learning-rate schedule on the validation score; None keeps the rates.
-        seed: of initial weights, order of cases, augmentation and dropout.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    epochs: int = Field(400, ge=1)
-    precision: Literal["auto", "32", "bf16-mixed", "16-mixed"] = "auto"
-    clip_norm: float | None = Field(None, gt=0)
-    channels_last: bool | Literal["auto"] = "auto"
-    compile: bool = False
-    deterministic: bool = False
-    validate_every: int = Field(1, ge=1)
-    checkpoint_minutes: float = Field(10.0, ge=0)
-    plateau: Plateau | None = None
-    seed: int = Field(0, ge=0)
 
 
 class Batches(Protocol):
@@ -152,7 +116,7 @@ def fit(
         The trained method.
 
     Raises:
-        TrainingStopped: a term or a gradient is not finite; the last good checkpoint stays.
+        TrainingStopped: a term, a gradient or a weight is not finite, or the disk is full; the last good checkpoint stays.
         ModelError: asked to resume without a sound checkpoint.
         Interrupted: SIGTERM or SIGINT came; a checkpoint was written first.
     """
@@ -197,14 +161,14 @@ class _Run:
         self.fabric.to_device(method)
         self.method, self.batches, self.folder, self.settings = method, batches, folder, settings
         if settings.compile:
-            for network in method.children():
-                network.compile()
+            for block in (block for network in method.children() for block in network.children()):
+                block.compile()  # block by block: methods ask networks for their features, not only for their output
         self.players = {name: list(method.get_submodule(name).parameters()) for name in method.players}
         self.optimizers = {
             name: self.fabric.setup_optimizers(method.players[name](parameters)) for name, parameters in self.players.items()
         }
         self.schedules = _schedules(self.optimizers, settings)
-        self.parts: dict[str, Any] = {"method": method, "scaler": self.fabric.strategy.precision}
+        self.parts: dict[str, Any] = {"method": method}
         self.parts |= {f"optimizer/{name}": optimizer for name, optimizer in self.optimizers.items()}
         self.parts |= {f"schedule/{name}": schedule for name, schedule in self.schedules.items()}
         self.checkpoints = Checkpoints(folder / "checkpoints")
@@ -322,8 +286,6 @@ def play(method: Method, batch: Batch, autocast: Callable[[], AbstractContextMan
 
 def launch(settings: TrainingSettings, device: str, loggers: Sequence[Any] = ()) -> Fabric:
     """Fabric on one device, or on the ranks that `torchrun` or SLURM started."""
-    import os
-
     from lightning_fabric import Fabric
 
     world = int(os.environ.get("WORLD_SIZE", "1"))

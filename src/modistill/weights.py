@@ -16,7 +16,7 @@ from modistill.files import write_file, write_json
 
 __all__ = ["FORMAT", "load_weights", "save_weights"]
 
-FORMAT = 1
+FORMAT = 2  # 1: the digest did not cover the card
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
@@ -31,15 +31,24 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, A
         ModelError: a weight is not finite.
         FileError: the file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     broken = [name for name, tensor in plain.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise ModelError(f"weights that are not finite are not saved: {', '.join(broken[:3])}", file=path)
-    card = {"format": FORMAT, **card, "digest": _digest(plain)}
+    card = {"format": FORMAT, **card}
+    card["digest"] = _digest(plain, card)
     metadata = {"modistill": json.dumps(card, default=str)}
-    write_file(path, lambda place: save_file(plain, place, metadata), lambda place: _check(place, card["digest"]))
+
+    def write(place: Path) -> None:
+        try:
+            save_file(plain, place, metadata)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(str(error)) from error
+
+    write_file(path, write, lambda place: _check(place, card["digest"]))
     write_json(path.with_suffix(".json"), card)
 
 
@@ -61,19 +70,36 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ModelError(f"damaged: {' '.join(str(error).split())[:150]}", file=path, remedy="copy the file again") from error
     if "modistill" not in metadata:
         raise ModelError("not a model of modistill: it has no card", file=path)
-    card: dict[str, Any] = json.loads(metadata["modistill"])
-    if card.get("format", 0) > FORMAT:
+    card = _card(metadata["modistill"], path)
+    if card["format"] > FORMAT:
         raise ModelError(
             f"written in format {card['format']}, this version reads {FORMAT}", file=path, remedy="update modistill"
         )
-    if card.get("digest") != _digest(tensors):
-        raise ModelError("damaged: its weights do not match their digest", file=path, remedy="copy the file again")
+    if card.get("digest") != _digest(tensors, card):
+        raise ModelError("damaged: its weights and card do not match their digest", file=path, remedy="copy the file again")
     return tensors, card
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of all tensors."""
+def _card(text: str, path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(text)
+        if isinstance(card, dict) and isinstance(card.get("format"), int):
+            return card
+        reason = "it states no format"
+    except (ValueError, RecursionError) as error:
+        reason = str(error)[:150]
+    raise ModelError(f"damaged card: {reason}", file=path, remedy="copy the file again")
+
+
+def _digest(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
+    """SHA-256 over the card, and over names, types, shapes and bytes of all tensors.
+
+    The card is as much the model as its weights are: with two modalities exchanged it would answer nonsense in silence.
+    """
     digest = hashlib.sha256()
+    if card["format"] > 1:
+        content = {name: value for name, value in card.items() if name != "digest"}
+        digest.update(json.dumps(content, default=str, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

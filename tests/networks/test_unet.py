@@ -1,3 +1,5 @@
+from dataclasses import fields
+
 import pytest
 import torch
 from torch.nn import functional
@@ -111,13 +113,13 @@ def test_equals_the_plain_form_through_training(dims, size, batch):
 
 @pytest.mark.parametrize(("size", "batch"), [((32, 32, 48), 1), ((33, 35, 47), 1), ((16, 32, 17), 2)])
 def test_in_single_precision_it_is_as_exact_as_the_plain_form(size, batch):
-    """Both forms against double precision: within 1e-5 of the outputs' scale, and at most three times as far off as the plain."""
+    """Both forms against double precision: within 2e-5 of the outputs' scale, and at most three times the plain form's."""
     ours, theirs = pair()
     images = torch.randn(batch, 3, *size)
     truth = plain(pair()[0].double(), images.double())[0]
     with torch.inference_mode():
         mine, other = ((found - truth).abs().max() / truth.abs().max() for found in (ours(images), plain(theirs, images)[0]))
-    assert mine < 1e-5
+    assert mine < 2e-5
     assert mine < 3 * other + 1e-6
 
 
@@ -201,6 +203,14 @@ def test_features_detached():
     assert features.u1.requires_grad
     assert not features.detached().u1.requires_grad
     assert torch.equal(features.detached().c5, features.c5)
+
+
+def test_inner_features_are_those_a_critic_sees():
+    _, features = pair()[0].with_features(torch.randn(1, 3, 32, 32, 32))
+    inner = features.hierarchy()
+    assert [field.name for field in fields(inner)] == ["d2", "d3", "d4", "c5", "u4", "u3"]
+    assert inner.c5 is features.c5
+    assert sum(getattr(inner, field.name).numel() for field in fields(inner)) < features.d1.numel()
 
 
 @pytest.mark.parametrize(

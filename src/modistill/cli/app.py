@@ -12,7 +12,6 @@ import modistill.cli as package
 app = typer.Typer(
     name="modistill",
     help="Train with every sequence you have. Predict with whatever the patient has.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

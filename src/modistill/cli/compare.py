@@ -36,9 +36,12 @@ def command(
     from modistill.evaluation.comparison import DEFAULT_METRICS, compare
     from modistill.evaluation.scores import read_scores
     from modistill.evaluation.tables import comparison_notes, comparison_tables
+    from modistill.files import require_writable
 
     if output is not None and output.suffix not in (".md", ".csv", ".json"):
         raise FileError("unknown kind of table", file=output, remedy="give a name that ends in .md, .csv or .json")
+    if output is not None:
+        require_writable(output)
     table = compare(
         [read_scores(path) for path in scores],
         control,

@@ -59,10 +59,12 @@ def command(
     from modistill.evaluation.protocol import Protocol
     from modistill.evaluation.scores import require_csv, write_scores
     from modistill.evaluation.tables import summary_table
+    from modistill.files import require_writable
 
     protocol = Protocol(both_empty, penalty_mm, hausdorff95, tolerance_mm, dice, et_minimum_voxels)  # type: ignore[arg-type]
     place = output or predictions / "scores.csv"
     require_csv(place)
+    require_writable(place)
     with _progress() as on_case:
         evaluation = evaluate_folders(
             predictions,

@@ -42,8 +42,10 @@ def command(
     from rich.console import Console
 
     from modistill.data.folder import find_cases
-    from modistill.files import write_json
+    from modistill.files import require_writable, write_json
 
+    if json is not None:
+        require_writable(json)
     console = Console(highlight=False)
     cohort = find_cases(folder, modalities=words(modality or []))
     inspection = _inspect(cohort, labels, workers)

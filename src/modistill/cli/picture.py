@@ -16,7 +16,9 @@ def command(
     count: Annotated[int, typer.Option("--count", min=1, help="How many cases, if none is named.")] = 3,
 ) -> None:
     """Draw cases with their reference and the predictions of several models, in the slice with most tumour."""
+    from modistill.files import require_writable
     from modistill.report.figures import draw_predictions
 
+    require_writable(output)
     draw_predictions(patients, predictions, output, cases=cases, count=count)
     print(f"-> {output}")

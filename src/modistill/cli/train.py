@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -27,8 +28,13 @@ def command(
     from modistill.cli.progress import TrainingDisplay
     from modistill.recipe import load_recipe
     from modistill.runs import train
+    from modistill.training import Interrupted
 
     chosen = load_recipe(recipe, [*(overrides or ()), *(f"start_from.{pair}" for pair in start_from or ())])
-    with TrainingDisplay(output.name) as display:
-        train(chosen, data, output, resume=resume, device=device, tensorboard=tensorboard, report=display)
+    try:
+        with TrainingDisplay(output.name) as display:
+            train(chosen, data, output, resume=resume, device=device, tensorboard=tensorboard, report=display)
+    except Interrupted:
+        print(f"stopped after a complete step; --resume goes on in {output}", file=sys.stderr)
+        raise
     display.finish(output)

@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from modistill.errors import CaseError, RecipeError
+from modistill.files import parse_yaml
 
 __all__ = ["Share", "Split", "load_shares", "make_split", "patient_of", "require_known", "tumour_strata"]
 
@@ -187,11 +188,9 @@ def load_shares(path: Path) -> dict[str, Share]:
     Raises:
         RecipeError: the file cannot be read or holds something else.
     """
-    import yaml
-
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        values = parse_yaml(path.read_text())
+    except (OSError, ValueError) as error:
         raise RecipeError(f"cannot be read: {str(error).splitlines()[0]}", file=path) from error
     if isinstance(values, dict) and "parts" in values:
         values = values["parts"]

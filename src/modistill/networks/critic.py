@@ -26,7 +26,7 @@ from torch.nn.functional import leaky_relu
 from modistill.errors import ModelError
 from modistill.networks.convolution import CONVOLUTION, channels_last, convolve, convolve_concatenated
 from modistill.networks.norm import norm_activation
-from modistill.networks.unet import Features
+from modistill.networks.unet import Hierarchy
 
 __all__ = ["HierarchicalCritic"]
 
@@ -62,7 +62,7 @@ class HierarchicalCritic(nn.Module):
         self.conv4 = convolution(shared * 16 * k, 32 * k, 4, stride=2, padding=1)
         self.out = convolution(32 * k, 1, 4, padding=1, bias=False)
 
-    def forward(self, logits: Tensor, images: Tensor, features: Features) -> Tensor:
+    def forward(self, logits: Tensor, images: Tensor, features: Hierarchy) -> Tensor:
         """Patch logits (B, 1, n/16 - 1 per axis).
 
         Args:

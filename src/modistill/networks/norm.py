@@ -9,6 +9,9 @@ Autograd would keep `x` for the norm beside `y` for the next convolution. But `y
 
 The bias of a convolution in front of the norm cancels: it moves the mean and nothing else. It is left out of the computation;
 its gradient is zero (a plain network computes it as rounding noise).
+
+On CPUs the sums are of differences from the mean, and pairwise. PyTorch's instance norm copies channels-last maps twice; its
+batch norm adds up their voxels one after the other in single precision: the deviation of 160x160x160 voxels is off by 0.2 %.
 """
 
 from __future__ import annotations
@@ -45,31 +48,45 @@ def norm_activation(
     Returns:
         (B, C, *spatial), in the memory order of `x`.
     """
-    if x.device.type not in {"cpu", "cuda"} or torch.compiler.is_compiling():  # a compiler fuses the plain form by itself
-        moved = x if bias is None else x + bias.reshape(-1, *(1,) * (x.ndim - 2))
-        return functional.leaky_relu(functional.instance_norm(moved, None, None, weight, shift, True, 0.0, eps), slope)
-    result: Tensor = _NormActivation.apply(x, bias, weight, shift, slope, eps)  # type: ignore[no-untyped-call]
-    return result
+    if bias is not None:
+        x = _Cancelled.apply(x, bias)  # type: ignore[no-untyped-call]
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        result: Tensor = _NormActivation.apply(x, weight, shift, slope, eps)  # type: ignore[no-untyped-call]
+        return result
+    # The batch norm of one sample is its instance norm, and GPUs have good kernels for it in either memory order.
+    samples = [functional.batch_norm(sample, None, None, weight, shift, True, 0.0, eps) for sample in torch.split(x, 1)]
+    return functional.leaky_relu(samples[0] if len(x) == 1 else torch.cat(samples), slope, inplace=True)
+
+
+class _Cancelled(torch.autograd.Function):
+    """`x` itself, and a gradient of zero for a bias whose addition would have no effect."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(bias)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (bias,) = ctx.saved_tensors
+        return gradient, torch.zeros_like(bias)
 
 
 class _NormActivation(torch.autograd.Function):
-    """In sums of differences from the mean: PyTorch's batch norm of channels-last maps loses three digits of fp32 instead."""
+    """The norm and activation of the module's docstring. Statistics are (B, C, 1, ...), in single precision at least."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, bias: Tensor | None, weight: Tensor | None, shift: Tensor | None, slope: float, eps: float
-    ) -> Tensor:
-        axes = list(range(2, x.ndim))
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, shift: Tensor | None, slope: float, eps: float) -> Tensor:
+        axes, n = list(range(2, x.ndim)), x[0, 0].numel()
         precise = _wide(x)
         mean = precise.mean(axes, keepdim=True)
         z = precise - mean
-        deviation = (z.square().mean(axes, keepdim=True) + eps).rsqrt_()
+        deviation = (_sum_of_products(z, z) / n + eps).rsqrt_()
         z.mul_(deviation if weight is None else deviation * _channelwise(weight, x))
         if shift is not None:
             z.add_(_channelwise(shift, x))
         y = functional.leaky_relu_(z, slope).to(x.dtype)
-        ctx.slope, ctx.bias = slope, bias
-        ctx.inverts = _invertible(x, weight, shift, slope)
+        ctx.slope, ctx.inverts = slope, _invertible(weight, shift, slope)
         ctx.save_for_backward(y, *((None, None) if ctx.inverts else (x, mean)), deviation, weight, shift)
         return y
 
@@ -78,40 +95,45 @@ class _NormActivation(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         y, x, mean, deviation, weight, shift = ctx.saved_tensors
         axes, n = list(range(2, y.ndim)), y[0, 0].numel()
-        g = torch.ops.aten.leaky_relu_backward(gradient, y, ctx.slope, True)
-        g = _wide(g)
+        g = _wide(torch.ops.aten.leaky_relu_backward(gradient, y, ctx.slope, True))
         if ctx.inverts:
             normed = _wide(functional.leaky_relu(y, 1 / ctx.slope))
             normed = normed if shift is None else normed.sub_(_channelwise(shift, y))
             normed = normed if weight is None else normed.div_(_channelwise(weight, y))
         else:
             normed = (_wide(x) - mean).mul_(deviation)
-        sum_g, sum_gx = g.sum(axes, keepdim=True), (g * normed).sum(axes, keepdim=True)
+        along, total = _sum_of_products(g, normed), g.sum(axes, keepdim=True)
         scale = deviation if weight is None else deviation * _channelwise(weight, y)
-        for_x = g.sub_(normed.mul_(sum_gx / n)).sub_(sum_g / n).mul_(scale)
+        for_x = g.sub_(normed.mul_(along / n)).sub_(total / n).mul_(scale)
         return (
             for_x.to(y.dtype),
-            None if ctx.bias is None else torch.zeros_like(ctx.bias),
-            None if weight is None else sum_gx.sum(0).flatten().to(weight.dtype),
-            None if shift is None else sum_g.sum(0).flatten().to(shift.dtype),
+            None if weight is None else along.sum(0).flatten().to(weight.dtype),
+            None if shift is None else total.sum(0).flatten().to(shift.dtype),
             None,
             None,
         )
 
 
+def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
+    """(B, C, 1, ...) sums of `a * b` over the voxels, slab by slab: the product is never there as a whole."""
+    axes, thickness = list(range(2, a.ndim)), 4
+    slabs = zip(a.split(thickness, dim=2), b.split(thickness, dim=2), strict=True)  # type: ignore[no-untyped-call]
+    return torch.stack([(one * other).sum(axes, keepdim=True) for one, other in slabs]).sum(0)
+
+
 def _wide(x: Tensor) -> Tensor:
+    """`x` in single precision at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _channelwise(parameter: Tensor, x: Tensor) -> Tensor:
+    """A parameter (C,) as (1, C, 1, ...)."""
     return _wide(parameter).view(1, -1, *(1,) * (x.ndim - 2))
 
 
-def _invertible(x: Tensor, weight: Tensor | None, shift: Tensor | None, slope: float) -> bool:
-    """Whether `x` follows from `y` to rounding. Always False on GPUs, where looking at the weights would stall the queue."""
-    if x.device.type != "cpu" or slope <= 0:
-        return False
-    if weight is None:
-        return True
-    size = weight.detach().abs()
-    return bool((size > (1e-6 if shift is None else (shift.detach().abs() / 4).clamp(min=1e-6))).all())
+def _invertible(weight: Tensor | None, shift: Tensor | None, slope: float) -> bool:
+    """Whether the normalised x follows from y to rounding: no weight is small against its shift, or near zero."""
+    if slope <= 0 or weight is None:
+        return slope > 0
+    smallest = torch.full_like(weight, 1e-6) if shift is None else (shift.abs() / 4).clamp(min=1e-6)
+    return bool((weight.abs() > smallest).all())

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -32,26 +33,39 @@ from modistill.errors import ModelError
 from modistill.networks.blocks import DecoderBlock, EncoderBlock
 from modistill.networks.convolution import CONVOLUTION, channels_last, max_pool, mix_channels
 
-__all__ = ["Features", "UNet"]
+__all__ = ["Features", "Hierarchy", "UNet"]
 
 
 @dataclass(frozen=True)
-class Features:
-    """Outputs of the blocks of a `UNet`, before the next block's dropout; (B, channels, *spatial) each, see the module."""
+class Hierarchy:
+    """Outputs of the inner blocks of a `UNet`, before the next block's dropout; (B, channels, *spatial) each, see the module.
 
-    d1: Tensor
+    They are what a critic sees, and together smaller than one map of the full size.
+    """
+
     d2: Tensor
     d3: Tensor
     d4: Tensor
     c5: Tensor
     u4: Tensor
     u3: Tensor
+
+    def detached(self) -> Self:
+        """The same maps, cut off from the graph that made them."""
+        return type(self)(**{field.name: getattr(self, field.name).detach() for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class Features(Hierarchy):
+    """Outputs of all blocks."""
+
+    d1: Tensor
     u2: Tensor
     u1: Tensor
 
-    def detached(self) -> Features:
-        """The same maps, cut off from the graph that made them."""
-        return Features(**{field.name: getattr(self, field.name).detach() for field in fields(self)})
+    def hierarchy(self) -> Hierarchy:
+        """The inner maps alone: whoever keeps these lets go of the three large ones."""
+        return Hierarchy(**{field.name: getattr(self, field.name) for field in fields(Hierarchy)})
 
 
 class UNet(nn.Module):
@@ -120,7 +134,8 @@ class UNet(nn.Module):
         u3 = self.u3(d3, u4)
         u2 = self.u2(d2, u3)
         u1 = self.u1(d1, u2)
-        return mix_channels(u1, self.out.weight, self.out.bias), Features(d1, d2, d3, d4, c5, u4, u3, u2, u1)
+        logits = mix_channels(u1, self.out.weight, self.out.bias)
+        return logits, Features(d2=d2, d3=d3, d4=d4, c5=c5, u4=u4, u3=u3, d1=d1, u2=u2, u1=u1)
 
     def _check(self, images: Tensor) -> None:
         channels, *size = images.shape[1:]
