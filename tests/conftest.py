@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import settings
 
+# No deadlines: how long an example takes says more about the machine than about the code. The same examples every time.
+settings.register_profile("project", deadline=None, derandomize=True)
+settings.load_profile("project")
 torch.set_num_threads(1)
 
 

@@ -180,7 +180,8 @@ def test_two_ranks_equal_one(name: str, tmp_path: Path) -> None:
     ranks = load_file(tmp_path / "ranks.safetensors")
     differences = torch.cat([(ranks[key] - value).abs().flatten() for key, value in weights(method).items()])
     assert differences.mean() < 1e-6  # two steps of 2e-4 each were made
-    assert differences.max() < 1e-4  # Adam turns rounding into a part of a step where a gradient is nearly zero
+    # Where a gradient is nearly zero, Adam turns its rounding into a whole step; that may happen to a few weights only.
+    assert (differences > 1e-5).float().mean() < 1e-3
 
 
 @METHODS

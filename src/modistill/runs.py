@@ -85,7 +85,7 @@ def train(
         start_from(method, recipe, output, classes=_classes(cohort.plan))
     with run_lock(output):
         _open(output, recipe, cohort, resume)
-        with _stopped_by_a_file():
+        with _stops():
             return fit(
                 method,
                 _loader(recipe, cohort, method, settings.seed),
@@ -101,12 +101,14 @@ def train(
 
 
 @contextmanager
-def _stopped_by_a_file() -> Iterator[None]:
-    """Once a training runs, a file that cannot be written or read stops it, with the exit code that says so."""
+def _stops() -> Iterator[None]:
+    """Once a training runs, a file that fails and memory that is full stop it, with the exit code that says so."""
     try:
         yield
     except FileError as error:
         raise TrainingStopped(error.reason, file=error.file, remedy=error.remedy) from error
+    except torch.OutOfMemoryError as error:
+        raise TrainingStopped("the GPU's memory is full", remedy="smaller sampling.patch_size or method.width") from error
 
 
 def resolve(recipe: Recipe, plan: Plan) -> Recipe:
