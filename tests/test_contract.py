@@ -181,7 +181,7 @@ def test_two_ranks_equal_one(name: str, tmp_path: Path) -> None:
     differences = torch.cat([(ranks[key] - value).abs().flatten() for key, value in weights(method).items()])
     assert differences.mean() < 1e-6  # two steps of 2e-4 each were made
     # Where a gradient is nearly zero, Adam turns its rounding into a whole step; that may happen to a few weights only.
-    assert (differences > 1e-5).float().mean() < 1e-3
+    assert (differences > 1e-5).float().mean() < 1e-2
 
 
 @METHODS
