@@ -105,6 +105,7 @@ class HADNet(Method):
         with torch.no_grad():
             t, f_t = self.teacher.with_features(batch.all)
         s, f_s = self.student.with_features(x)
+        f_t, f_s = f_t.hierarchy(), f_s.hierarchy()  # what the critic sees; the large outer maps need not stay
 
         yield (
             "student",
