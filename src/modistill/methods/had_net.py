@@ -42,7 +42,7 @@ from modistill.losses.adversarial import accuracy, least_squares
 from modistill.losses.segmentation import weighted_cross_entropy
 from modistill.methods.base import Method, Turn, class_weights_buffer, frozen
 from modistill.networks.critic import HierarchicalCritic
-from modistill.networks.unet import UNet
+from modistill.networks.unet import Hierarchy, UNet
 
 __all__ = ["HADNet"]
 
@@ -103,9 +103,8 @@ class HADNet(Method):
         """The student's turn, then the critic's unless it rests."""
         x, y = batch.available, batch.labels
         with torch.no_grad():
-            t, f_t = self.teacher.with_features(batch.all)
-        s, f_s = self.student.with_features(x)
-        f_t, f_s = f_t.hierarchy(), f_s.hierarchy()  # what the critic sees; the large outer maps need not stay
+            t, f_t = _with_hierarchy(self.teacher, batch.all)
+        s, f_s = _with_hierarchy(self.student, x)
 
         yield (
             "student",
@@ -136,3 +135,9 @@ class HADNet(Method):
         super().train(mode)
         self.teacher.train(mode and self.teacher_dropout)
         return self
+
+
+def _with_hierarchy(network: UNet, images: Tensor) -> tuple[Tensor, Hierarchy]:
+    """Logits, and the maps that the critic sees; the large outer ones are let go."""
+    logits, features = network.with_features(images)
+    return logits, features.hierarchy()
