@@ -106,6 +106,15 @@ def test_sums_over_many_voxels_are_exact():
     torch.testing.assert_close(mine.double(), other, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("compiling", [False, True])
+def test_memory_order_stays(compiling, monkeypatch):
+    """Strides are compared, not flags: one sample counts as channels-last only with the right stride of its batch axis."""
+    x, bias, weight, shift = example(batch=1)
+    x = channels_last(x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    assert norm_activation(x, bias=bias, weight=weight, shift=shift, slope=0.01).stride() == x.stride()
+
+
 def test_half_precision_stays_close():
     x, _, weight, shift = example(dtype=torch.float)
     y = norm_activation(x.bfloat16(), weight=weight, shift=shift, slope=0.01)
