@@ -222,6 +222,7 @@ class _Run:
         names = [f"{player}/{name}" for name in terms]
         _require_finite(dict(zip([*names, f"{player}/gradient"], numbers, strict=True)), self.state, batch)
         optimizer.step()
+        optimizer.zero_grad()  # gradients are not kept while others take their turns
         return dict(zip(names, numbers, strict=False))
 
     def end_epoch(self) -> None:
