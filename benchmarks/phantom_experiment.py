@@ -90,8 +90,6 @@ def main() -> None:
         for arm in ("teacher", "student", "control", "had_net"):
             epochs = chosen.epochs[arm in {"control", "had_net"}]
             overrides = [size, f"training.seed={seed}", f"training.epochs={epochs}", *chosen.set]
-            if arm in {"teacher", "student"}:  # weights fade over the same share of the training as in the paper's 400 epochs
-                overrides.append(f"method.class_weight_decay={0.98 ** (400 / epochs):.4f}")
             options = [word for override in overrides for word in ("--set", override)]
             train(piece, f"demo/{arm}", prepared, runs / arm, options, chosen.device)
         for arm, scores in tables.items():
