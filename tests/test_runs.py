@@ -79,9 +79,10 @@ def test_the_deployed_student_holds_no_teacher_and_no_critic(trained: Path) -> N
 
 
 def test_had_net_starts_from_the_weights_it_is_given(trained: Path, prepared: Path) -> None:
-    recipe = runs.resolve(small("had_net"), runs.PreparedCohort(prepared).plan)
+    cohort = runs.PreparedCohort(prepared)
+    recipe = runs.resolve(small("had_net"), cohort.plan)
     method = runs.build_method(recipe)
-    runs.start_from(method, recipe, trained / "elsewhere")
+    runs.start_from(method, recipe, trained / "elsewhere", cohort)
     for network, arm in {"teacher": "teacher", "student": "student"}.items():
         weights = runs.load_weights(trained / arm / "model.safetensors")[0]
         for name, value in method.get_submodule(network).state_dict().items():
@@ -111,6 +112,29 @@ def test_a_second_training_into_the_same_folder_is_refused(trained: Path, prepar
 def test_resuming_another_experiment_is_refused(trained: Path, prepared: Path) -> None:
     with pytest.raises(RecipeError, match=r"differs from the run's own \(only training.epochs may change\)"):
         runs.train(small("teacher", "method.lr=0.5"), prepared, trained / "teacher", resume=True)
+
+
+@pytest.fixture(scope="module")
+def exchanged(patients: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same patients, prepared alike, but those of training and validation changed places."""
+    before = runs.PreparedCohort(prepared)
+    folder = tmp_path_factory.mktemp("exchanged") / "cohort"
+    split = {"train": before.ids("validation"), "validation": before.ids("train")}
+    prepare(find_cases(patients), folder, before.plan.preprocessing, split, workers=1)
+    return folder
+
+
+def test_weights_that_have_seen_patients_held_back_here_are_refused(trained: Path, exchanged: Path) -> None:
+    with pytest.raises(
+        ModelError, match=r"teacher: was trained on 2 of the 2 cases held back here, such as .* --split .*split.json"
+    ):
+        runs.train(small("had_net"), exchanged, trained / "leak", device="cpu")
+    assert not (trained / "leak").exists()
+
+
+def test_resuming_with_another_split_is_refused(trained: Path, exchanged: Path) -> None:
+    with pytest.raises(RecipeError, match="split otherwise than those of the run"):
+        runs.train(small("student", "training.epochs=2"), exchanged, trained / "student", device="cpu", resume=True)
 
 
 def test_a_finished_run_can_be_made_longer(trained: Path, prepared: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
@@ -24,6 +24,7 @@ from modistill.data.augmentation import augmentations
 from modistill.data.loading import Loader
 from modistill.data.naming import conventions
 from modistill.data.preprocessing import Preprocessing
+from modistill.data.splits import Split, patient_of
 from modistill.data.store import Plan, PreparedCohort
 from modistill.errors import FileError, ModelError, RecipeError, TrainingStopped
 from modistill.files import run_lock, write_json
@@ -82,7 +83,7 @@ def train(
     if resume and not (output / "recipe.yaml").is_file():
         raise ModelError("no run here to resume", file=output, remedy="leave out --resume to begin one")
     if not resume:
-        start_from(method, recipe, output, classes=_classes(cohort.plan))
+        start_from(method, recipe, output, cohort)
     with run_lock(output):
         _open(output, recipe, cohort, resume)
         with _stops():
@@ -189,6 +190,10 @@ def _require_modalities(method: Method, plan: Plan) -> None:
 def _open(output: Path, recipe: Recipe, cohort: PreparedCohort, resume: bool) -> None:
     """Make the folder's records, or see that a resumed run is the same experiment."""
     if resume:
+        if Split.load(output / "split.json").digest != cohort.split.digest:
+            raise RecipeError(
+                "the prepared cases are split otherwise than those of the run", file=cohort.folder, remedy="resume with its own"
+            )
         before = load_recipe(output / "recipe.yaml")
         if _identity(before) != _identity(recipe):
             raise RecipeError(
@@ -220,19 +225,21 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def start_from(method: Method, recipe: Recipe, output: Path, *, classes: Sequence[str] = ()) -> None:
+def start_from(method: Method, recipe: Recipe, output: Path, cohort: PreparedCohort) -> None:
     """Give networks the deployed weights of other runs, if they read the same modalities and find the same classes, in order.
 
     Args:
         method: receives the weights.
         recipe: says which network starts from which run.
         output: the run folder; the other runs are named relative to it.
-        classes: of the new run; none for whatever the other run has.
+        cohort: of the new run; what it holds back for validation and test, the other runs must not have been trained on.
 
     Raises:
         RecipeError: no such network.
-        ModelError: weights that are absent, damaged, or of another network, other modalities or other classes.
+        ModelError: weights that are absent, damaged, of another network, other modalities or other classes, or that have seen
+            cases held back here.
     """
+    classes = _classes(cohort.plan)
     for network, folder in recipe.start_from.items():
         if network not in method.reads:
             raise RecipeError(f"start_from.{network}: no such network", remedy=f"known: {', '.join(method.reads)}")
@@ -243,17 +250,33 @@ def start_from(method: Method, recipe: Recipe, output: Path, *, classes: Sequenc
                 f"reads {', '.join(card['reads'])}, the {network} of this method reads {', '.join(method.reads[network])}",
                 file=path,
             )
-        if classes and card.get("classes") != list(classes):
+        if card.get("classes") != classes:
             raise ModelError(
                 f"finds {', '.join(card.get('classes', ()))}, the prepared cases hold {', '.join(classes)}",
                 file=path,
                 remedy="prepare both cohorts with one label convention",
             )
+        _require_unseen(path, cohort)
         try:
             method.get_submodule(network).load_state_dict(tensors, strict=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise ModelError(f"does not fit the {network}: {reason}", file=path, remedy="use equal widths") from error
+
+
+def _require_unseen(run: Path, cohort: PreparedCohort) -> None:
+    """Refuse a run that was trained on patients held back here: its weights would carry them into this training."""
+    record = (run if run.is_dir() else run.parent) / "split.json"
+    if not record.is_file():  # weights that came alone say nothing about their patients
+        return
+    trained = {patient_of(case) for case in Split.load(record)["train"]}
+    held_back = (*cohort.ids("validation"), *cohort.ids("test"))
+    if seen := [case for case in held_back if patient_of(case) in trained]:
+        raise ModelError(
+            f"was trained on {len(seen)} of the {len(held_back)} cases held back here, such as {seen[0]}",
+            file=run,
+            remedy=f"prepare with its split: --split {record}",
+        )
 
 
 def _loader(recipe: Recipe, cohort: PreparedCohort, method: Method, seed: int) -> Loader:

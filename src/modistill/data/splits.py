@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from modistill.errors import CaseError, RecipeError
-from modistill.files import parse_yaml
+from modistill.files import parse_yaml, read_json
 
 __all__ = ["Share", "Split", "load_shares", "make_split", "patient_of", "require_known", "tumour_strata"]
 
@@ -90,7 +90,7 @@ class Split:
 
     @property
     def digest(self) -> str:
-        """Twelve hexadecimal digits that stand for exactly this split; printed with every table of scores."""
+        """Twelve hexadecimal digits that stand for exactly this split; kept in the plan and in every run."""
         text = json.dumps({part: list(ids) for part, ids in sorted(self.parts.items()) if ids})
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -98,6 +98,16 @@ class Split:
         """As plain values: the parts, the seed, and the digest."""
         parts = {part: list(ids) for part, ids in self.parts.items()}
         return {"parts": parts, "seed": self.seed, "patients": dict(self.patients), "digest": self.digest}
+
+    @classmethod
+    def load(cls, path: Path) -> Split:
+        """Read a `split.json`.
+
+        Raises:
+            FileError: it cannot be read.
+            RecipeError: see `from_json`.
+        """
+        return cls.from_json(read_json(path), file=path)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], *, file: Path | None = None) -> Split:

@@ -211,7 +211,7 @@ class PreparedCohort:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.plan = Plan.load(self.folder / PLAN)
-        self.split = Split.from_json(read_json(self.folder / SPLIT), file=self.folder / SPLIT)
+        self.split = Split.load(self.folder / SPLIT)
         if self.split.digest != self.plan.split:
             raise FileError("plan.json is about another split", file=self.folder, remedy="run modistill prepare again")
         self._entries: dict[str, CaseEntry] = {}
