@@ -26,8 +26,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from command_line import run_main
 from modistill import weights
-from modistill.cli import main
 from modistill.errors import FileError, TrainingStopped
 from modistill.files import parse_yaml, read_json, require_writable, run_lock, sha256, write_json
 from modistill.inference.predictor import Predictor
@@ -44,17 +44,6 @@ def options(**changes: object) -> list[str]:
     """`--set` for a network that trains in a second; `method__lr=1` sets `method.lr`."""
     settings = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
     return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-
-
-def run_main(*arguments: object) -> int:
-    before = sys.argv
-    sys.argv = ["modistill", *map(str, arguments)]
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    finally:
-        sys.argv = before
 
 
 @pytest.fixture

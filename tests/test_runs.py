@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +141,6 @@ def test_a_finished_run_can_be_made_longer(trained: Path, prepared: Path, tmp_pa
     runs.train(small("student", "training.epochs=2"), prepared, long, device="cpu")
     runs.train(small("student"), prepared, parts, device="cpu")
     runs.train(small("student", "training.epochs=2"), prepared, parts, device="cpu", resume=True)
-    assert (long / "model.safetensors").read_bytes()[8:] != b""
     first, second = (runs.load_weights(run / "model.safetensors")[0] for run in (long, parts))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -182,4 +180,4 @@ def test_the_mask_of_a_patient_without_t1ce_is_the_one_of_training(trained: Path
     model = runs.load_model(trained / "teacher")
     assert model.preprocessing.available == ("flair", "t1", "t2")
     assert model.preprocessing.modalities == ("flair", "t1ce", "t1", "t2")
-    assert replace(model.preprocessing).normalisation == "hadnet"
+    assert model.preprocessing.normalisation == "hadnet"

@@ -24,8 +24,8 @@ class TrainingSettings(BaseModel):
         epochs: passes over the training cases.
         precision: "auto" is bf16-mixed where the hardware multiplies bf16 (GPU, AVX512-BF16 or AMX), else 32.
         clip_norm: bound on the gradient norm of a player; None leaves gradients alone.
-        compile: `torch.compile` the blocks of the networks (pays on GPUs in long trainings, see benchmarks).
-        deterministic: bit-equal results on GPUs as well, at some cost in speed (CPUs always are).
+        compile: `torch.compile` the blocks of the networks. Off: it has not been measured to pay yet.
+        deterministic: ask PyTorch for deterministic kernels on GPUs as well (on CPUs results are bit-equal without).
         validate_every: epochs between validations.
         checkpoint_minutes: at most so much work is lost by a power cut (0: a checkpoint after every step).
         plateau: learning-rate schedule on the validation score; None keeps the rates.

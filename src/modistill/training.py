@@ -216,7 +216,7 @@ class _Run:
         optimizer.zero_grad()
         self.fabric.backward(torch.stack(list(terms.values())).sum(), inputs=parameters)
         average_gradients(parameters)
-        norm = _gradient_norm(optimizer, parameters, self.settings.clip_norm)
+        norm = _gradient_norm(parameters, self.settings.clip_norm)
         watched = [*terms.values(), norm]
         numbers = torch.stack([value.detach().float() for value in watched]).tolist()  # the only wait for a GPU in a turn
         names = [f"{player}/{name}" for name in terms]
@@ -327,7 +327,7 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _gradient_norm(optimizer: Any, parameters: list[nn.Parameter], clip_norm: float | None) -> Tensor:
+def _gradient_norm(parameters: list[nn.Parameter], clip_norm: float | None) -> Tensor:
     """Norm of a player's gradients, bounded by `clip_norm` where one is set."""
     if clip_norm is not None:
         return nn.utils.clip_grad_norm_(parameters, clip_norm)

@@ -1,23 +1,13 @@
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from modistill.cli import main
+from command_line import run_main
 from modistill.evaluation.protocol import Protocol
 from modistill.evaluation.scores import Score, Scores, write_scores
 
 METRICS = {"dice": 1.0, "hausdorff95_mm": 20.0, "surface_dice": 1.0}
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["modistill", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture
@@ -39,7 +29,7 @@ def test_the_table_fits_and_says_what_it_rests_on(
     files: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "110")
-    assert run(monkeypatch, "compare", *files, "--control", "control", "--resamples", 500) == 0
+    assert run_main("compare", *files, "--control", "control", "--resamples", 500) == 0
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 110
     for words in (
@@ -57,7 +47,7 @@ def test_the_table_fits_and_says_what_it_rests_on(
 def test_written_tables(files: list[Path], suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / f"table{suffix}"
     chosen = ("--metric", "dice", "--resamples", 500, "-o", out)
-    assert run(monkeypatch, "compare", *files, "--control", "control", *chosen) == 0
+    assert run_main("compare", *files, "--control", "control", *chosen) == 0
     text = out.read_text()
     assert "had_net" in text
     if suffix == ".json":
@@ -71,5 +61,5 @@ def test_what_can_be_got_wrong(files: list[Path], monkeypatch: pytest.MonkeyPatc
         ((files[0], "--control", "control"), "error: control is the only arm"),
         (("absent.csv", "--control", "control"), "error: absent.csv: cannot be read"),
     ):
-        assert run(monkeypatch, "compare", *arguments) == 2
+        assert run_main("compare", *arguments) == 2
         assert words in capsys.readouterr().err

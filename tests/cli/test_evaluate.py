@@ -5,21 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modistill.cli import main
+from command_line import run_main
 from modistill.data.nifti import read_labels, write_volume
 from modistill.data.volume import Volume
 from modistill.evaluation.scores import read_scores
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "brats2021"
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["modistill", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def save(path: Path, size: int, value: int = 4) -> None:
@@ -41,7 +32,7 @@ def test_rows_table_and_protocol(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "110")
     predictions, references = folders
-    assert run(monkeypatch, "evaluate", predictions, "--reference", references, "-w", 1, "--tolerance-mm", 2) == 0
+    assert run_main("evaluate", predictions, "--reference", references, "-w", 1, "--tolerance-mm", 2) == 0
     printed = capsys.readouterr().out
     assert "predictions: 2 cases" in printed
     assert "surface Dice: share of boundary voxels within 2 mm" in printed
@@ -58,7 +49,7 @@ def test_a_missing_prediction_ends_with_exit_code_2_and_is_scored(
     (predictions / "p2.nii.gz").unlink()
     save(predictions / "p7.nii.gz", 3)
     out = predictions.parent / "out.csv"
-    assert run(monkeypatch, "evaluate", predictions, "-r", references, "-o", out, "--run", "had/0", "-w", 1) == 2
+    assert run_main("evaluate", predictions, "-r", references, "-o", out, "--run", "had/0", "-w", 1) == 2
     shown = capsys.readouterr().err
     assert "error: p2: no prediction: counted as failed" in shown
     assert "note: 1 predictions have no reference and are not scored: p7" in shown
@@ -69,7 +60,7 @@ def test_a_missing_prediction_ends_with_exit_code_2_and_is_scored(
 def test_a_bad_reference_ends_with_exit_code_3(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     predictions, references = folders
     save(references / "p2.nii.gz", 4, value=9)
-    assert run(monkeypatch, "evaluate", predictions, "-r", references, "-w", 1, "--labels", "brats2021") == 3
+    assert run_main("evaluate", predictions, "-r", references, "-w", 1, "--labels", "brats2021") == 3
 
 
 @pytest.mark.parametrize(
@@ -89,7 +80,7 @@ def test_what_can_be_got_wrong(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     predictions, references = folders
-    assert run(monkeypatch, "evaluate", predictions, "-r", references, "-w", 1, *option) == 2
+    assert run_main("evaluate", predictions, "-r", references, "-w", 1, *option) == 2
     assert words in capsys.readouterr().err
     assert not (predictions / "scores.csv").exists()
 
@@ -110,7 +101,7 @@ def test_a_real_case_with_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     labels = read_labels(REAL / case / f"{case}_seg.nii.gz")
     write_volume(tmp_path / f"{case}.nii.gz", labels, dtype=np.uint8)
     (tmp_path / "ids.txt").write_text(case)
-    assert run(monkeypatch, "evaluate", tmp_path, "-r", REAL, "--cases", tmp_path / "ids.txt", "-w", 1) == 0
+    assert run_main("evaluate", tmp_path, "-r", REAL, "--cases", tmp_path / "ids.txt", "-w", 1) == 0
     values = {(row.region, row.metric): row.value for row in read_scores(tmp_path / "scores.csv").rows}
     assert {values[region, "dice"] for region in ("WT", "TC", "ET")} == {1.0}
     assert {values[region, "hausdorff95_mm"] for region in ("WT", "TC", "ET")} == {0.0}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modistill.cli import main
+from command_line import run_main
 from modistill.data.store import PreparedCohort
 from tiny_cohort import write_folder
 
@@ -17,18 +17,15 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("raw"), cases=4)
 
 
-def modistill(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["modistill", "prepare", *map(str, arguments), "--workers", "1"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
+def modistill(*arguments: object) -> int:
+    return run_main("prepare", *arguments, "--workers", "1")
 
 
 def test_flags_reach_the_plan_and_the_summary_is_printed(raw: Path, tmp_path: Path, monkeypatch, capsys):
     split = tmp_path / "split.yaml"
     split.write_text("test: [BraTS21_003]\ntrain: 2\nvalidation: 1\n")
     options = ["--available", "T1,t2w,flair", "--normalisation", "hadnet", "--size", 32, 24, 32, "--split", split]
-    assert modistill(monkeypatch, raw, "-o", tmp_path / "p", *options) == 0
+    assert modistill(raw, "-o", tmp_path / "p", *options) == 0
     cohort = PreparedCohort(tmp_path / "p")
     assert [len(cohort.ids(part)) for part in ("train", "validation", "test")] == [2, 1, 1]
     assert cohort.plan.preprocessing.available == ("t1", "t2", "flair")
@@ -43,7 +40,7 @@ def test_flags_reach_the_plan_and_the_summary_is_printed(raw: Path, tmp_path: Pa
 def test_a_recipe_gives_the_settings_and_flags_override_them(raw: Path, tmp_path: Path, monkeypatch):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("data: {modalities: [flair, t1], available: [t1], size: [32, 32, 32]}\nmethod: {name: supervised}\n")
-    code = modistill(monkeypatch, raw, "-o", tmp_path / "p", "-r", recipe, "--size", 40, 32, 32, "--fractions", 1, 0, 0)
+    code = modistill(raw, "-o", tmp_path / "p", "-r", recipe, "--size", 40, 32, 32, "--fractions", 1, 0, 0)
     assert code == 0
     chosen = PreparedCohort(tmp_path / "p").plan.preprocessing
     assert (chosen.modalities, chosen.available, chosen.size) == (("flair", "t1"), ("t1",), (40, 32, 32))
@@ -53,7 +50,7 @@ def test_a_bad_case_gives_exit_code_3_and_its_line(tmp_path: Path, monkeypatch, 
     raw = write_folder(tmp_path / "raw", cases=3)
     path = raw / "BraTS21_001" / "BraTS21_001_flair.nii.gz"
     path.write_bytes(path.read_bytes()[:200])
-    assert modistill(monkeypatch, raw, "-o", tmp_path / "p", "--available", "t1", "--fractions", 1, 0, 0) == 3
+    assert modistill(raw, "-o", tmp_path / "p", "--available", "t1", "--fractions", 1, 0, 0) == 3
     printed = capsys.readouterr().out
     assert "error: BraTS21_001: " in printed
     assert PreparedCohort(tmp_path / "p").ids("train") == ("BraTS21_000", "BraTS21_002")
@@ -71,7 +68,7 @@ def test_a_bad_case_gives_exit_code_3_and_its_line(tmp_path: Path, monkeypatch, 
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line(raw: Path, tmp_path: Path, monkeypatch, capsys, options, words):
-    assert modistill(monkeypatch, raw, "-o", tmp_path / "p", *options) == 2
+    assert modistill(raw, "-o", tmp_path / "p", *options) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert words in line
     assert not (tmp_path / "p" / "plan.json").exists()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch.optim import AdamW
 
 from modistill.data.batch import Batch
 from modistill.methods.had_net import HADNet
@@ -33,8 +31,8 @@ def test_without_its_adversarial_term_it_is_the_control(tmp_path: Path) -> None:
     """Same start, optimiser and batches: what HAD-Net adds to the control is the critic's word, and nothing else."""
     weights = [1.0, 5.0, 5.0, 5.0]
     had_net = HADNet(width=2, dropout=0.0, adversarial_weight=0.0, class_weights=weights)
-    control = Supervised(AVAILABLE, width=2, dropout=0.0, class_weights=weights, class_weight_decay=1.0, betas=(0.5, 0.999))
-    control.players = {"network": partial(AdamW, lr=2e-4, betas=(0.5, 0.999), weight_decay=0.0)}
+    stage = {"class_weight_decay": 1.0, "betas": (0.5, 0.999), "weight_decay": 0.0}
+    control = Supervised(AVAILABLE, width=2, dropout=0.0, class_weights=weights, **stage)
     control.network.load_state_dict(had_net.student.state_dict())
     settings = TrainingSettings(epochs=2, precision="32")
     fit(had_net, BATCHES, tmp_path / "h", settings)

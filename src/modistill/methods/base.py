@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from modistill.data.batch import Batch
 
-__all__ = ["Method", "OptimizerFactory", "Terms", "Turn", "frozen", "nested"]
+__all__ = ["Method", "OptimizerFactory", "Terms", "Turn", "class_weights_buffer", "frozen", "nested"]
+
+Network = TypeVar("Network", bound=nn.Module)
 
 Terms: TypeAlias = Mapping[str, Tensor]
 Turn: TypeAlias = tuple[str, Terms]
@@ -67,9 +69,10 @@ def nested(name: str, players: Mapping[str, OptimizerFactory]) -> dict[str, Opti
     return {f"{name}.{player}": factory for player, factory in players.items()}
 
 
-def frozen(network: nn.Module) -> Any:
+def frozen(network: Network) -> Network:
     """The same network, never to learn again (its dropout still follows train and eval mode)."""
-    return network.requires_grad_(False)
+    network.requires_grad_(False)
+    return network
 
 
 def class_weights_buffer(weights: Sequence[float] | None, classes: int) -> Tensor:

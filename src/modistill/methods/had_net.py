@@ -86,7 +86,7 @@ class HADNet(Method):
         betas: tuple[float, float] = (0.5, 0.999),
     ) -> None:
         super().__init__()
-        self.teacher: UNet = frozen(UNet(len(modalities), classes, width=width, dims=dims, dropout=dropout))
+        self.teacher = frozen(UNet(len(modalities), classes, width=width, dims=dims, dropout=dropout))
         self.student = UNet(len(available), classes, width=width, dims=dims, dropout=dropout)
         self.critic = HierarchicalCritic(classes + len(available), width=width, dims=dims)
         self.register_buffer("class_weights", class_weights_buffer(class_weights, classes), persistent=False)

@@ -38,10 +38,8 @@ __all__ = [
 
 Mask = NDArray[np.bool_]
 
-_R1, _R2 = (
-    4.5,
-    5.5,
-)  # relaxivities of gadolinium chelates, per mM and second (Rohrer et al. 2005, doi 10.1097/01.rli.0000184756.66360.d3)
+# Relaxivities of gadolinium chelates, per mM and second (Rohrer et al. 2005, doi 10.1097/01.rli.0000184756.66360.d3).
+_R1, _R2 = 4.5, 5.5
 
 
 @dataclass(frozen=True)
