@@ -44,7 +44,7 @@ def test_the_table_fits_and_says_what_it_rests_on(
 
 
 @pytest.mark.parametrize("suffix", [".md", ".csv", ".json"])
-def test_written_tables(files: list[Path], suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_written_tables(files: list[Path], suffix: str, tmp_path: Path) -> None:
     out = tmp_path / f"table{suffix}"
     chosen = ("--metric", "dice", "--resamples", 500, "-o", out)
     assert run_main("compare", *files, "--control", "control", *chosen) == 0
@@ -54,7 +54,7 @@ def test_written_tables(files: list[Path], suffix: str, tmp_path: Path, monkeypa
         assert len(json.loads(text)["lines"]) == 3 * 2
 
 
-def test_what_can_be_got_wrong(files: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_can_be_got_wrong(files: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         ((*files, "--control", "x"), "error: no arm named x (found: control, had_net)"),
         ((*files, "--control", "control", "-o", "t.html"), "error: t.html: unknown kind of table"),

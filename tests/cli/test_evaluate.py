@@ -43,7 +43,7 @@ def test_rows_table_and_protocol(
 
 
 def test_a_missing_prediction_ends_with_exit_code_2_and_is_scored(
-    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     predictions, references = folders
     (predictions / "p2.nii.gz").unlink()
@@ -57,7 +57,7 @@ def test_a_missing_prediction_ends_with_exit_code_2_and_is_scored(
     assert read_scores(out).runs == ("had/0",)
 
 
-def test_a_bad_reference_ends_with_exit_code_3(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_reference_ends_with_exit_code_3(folders: tuple[Path, Path]) -> None:
     predictions, references = folders
     save(references / "p2.nii.gz", 4, value=9)
     assert run_main("evaluate", predictions, "-r", references, "-w", 1, "--labels", "brats2021") == 3
@@ -76,7 +76,6 @@ def test_what_can_be_got_wrong(
     option: tuple[str, str],
     words: str,
     folders: tuple[Path, Path],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     predictions, references = folders
@@ -94,7 +93,7 @@ def test_help_and_module_import_nothing_heavy() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_a_real_case_with_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_case_with_itself(tmp_path: Path) -> None:
     if not REAL.is_dir():
         pytest.skip(f"no real data at {REAL}")
     case = "BraTS2021_00014"

@@ -21,7 +21,7 @@ def modistill(*arguments: object) -> int:
     return run_main("prepare", *arguments, "--workers", "1")
 
 
-def test_flags_reach_the_plan_and_the_summary_is_printed(raw: Path, tmp_path: Path, monkeypatch, capsys):
+def test_flags_reach_the_plan_and_the_summary_is_printed(raw: Path, tmp_path: Path, capsys):
     split = tmp_path / "split.yaml"
     split.write_text("test: [BraTS21_003]\ntrain: 2\nvalidation: 1\n")
     options = ["--available", "T1,t2w,flair", "--normalisation", "hadnet", "--size", 32, 24, 32, "--split", split]
@@ -37,7 +37,7 @@ def test_flags_reach_the_plan_and_the_summary_is_printed(raw: Path, tmp_path: Pa
     assert cohort.split.digest in printed
 
 
-def test_a_recipe_gives_the_settings_and_flags_override_them(raw: Path, tmp_path: Path, monkeypatch):
+def test_a_recipe_gives_the_settings_and_flags_override_them(raw: Path, tmp_path: Path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("data: {modalities: [flair, t1], available: [t1], size: [32, 32, 32]}\nmethod: {name: supervised}\n")
     code = modistill(raw, "-o", tmp_path / "p", "-r", recipe, "--size", 40, 32, 32, "--fractions", 1, 0, 0)
@@ -46,7 +46,7 @@ def test_a_recipe_gives_the_settings_and_flags_override_them(raw: Path, tmp_path
     assert (chosen.modalities, chosen.available, chosen.size) == (("flair", "t1"), ("t1",), (40, 32, 32))
 
 
-def test_a_bad_case_gives_exit_code_3_and_its_line(tmp_path: Path, monkeypatch, capsys):
+def test_a_bad_case_gives_exit_code_3_and_its_line(tmp_path: Path, capsys):
     raw = write_folder(tmp_path / "raw", cases=3)
     path = raw / "BraTS21_001" / "BraTS21_001_flair.nii.gz"
     path.write_bytes(path.read_bytes()[:200])
@@ -67,7 +67,7 @@ def test_a_bad_case_gives_exit_code_3_and_its_line(tmp_path: Path, monkeypatch, 
         (["--available", "t1", "--labels", "brats2023"], "label values outside brats2023: 4"),
     ],
 )
-def test_what_a_user_gets_wrong_is_one_line(raw: Path, tmp_path: Path, monkeypatch, capsys, options, words):
+def test_what_a_user_gets_wrong_is_one_line(raw: Path, tmp_path: Path, capsys, options, words):
     assert modistill(raw, "-o", tmp_path / "p", *options) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert words in line
