@@ -27,7 +27,7 @@ from modistill.checkpoints import Checkpoints
 from modistill.data.batch import Batch
 from modistill.distributed import average_gradients, rank_mean
 from modistill.errors import TrainingStopped
-from modistill.hardware import pick_device, pick_precision, tune_allocator
+from modistill.hardware import SoundConvolutions, pick_device, pick_precision, tune_allocator
 from modistill.log import LogRow, read_log, write_log
 from modistill.methods.base import Method, Terms, Turn
 from modistill.settings import Plateau, TrainingSettings
@@ -278,7 +278,7 @@ def play(method: Method, batch: Batch, autocast: Callable[[], AbstractContextMan
     """
     turns = method.losses(batch)
     while True:
-        with autocast():
+        with autocast(), SoundConvolutions():
             turn = next(turns, None)
         if turn is None:
             return

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from modistill.hardware import wide
+
 __all__ = ["LeastSquares", "accuracy", "least_squares"]
 
 
 class LeastSquares:
-    """The two halves of the least-squares loss; `x` are a critic's outputs, of any shape.
+    """The two halves of the least-squares loss; `x` are a critic's outputs, of any shape. Computed in float32 at least.
 
     Example:
         >>> import torch
@@ -23,11 +25,11 @@ class LeastSquares:
 
     def real(self, x: Tensor) -> Tensor:
         """Mean (x - 1)^2: small where the critic takes `x` for real."""
-        return (x - 1).square().mean()
+        return (wide(x) - 1).square().mean()
 
     def fake(self, x: Tensor) -> Tensor:
         """Mean x^2: small where the critic takes `x` for fake."""
-        return x.square().mean()
+        return wide(x).square().mean()
 
 
 least_squares = LeastSquares()

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
+
+from modistill.hardware import wide
 
 __all__ = ["decayed", "weighted_cross_entropy"]
 
@@ -36,7 +37,7 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
         >>> round(weighted_cross_entropy(logits, torch.zeros(1, 2, 2, dtype=torch.long), torch.ones(4)).item(), 4)
         1.3863
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = wide(logits)
     weights = weights.to(logits.device, logits.dtype)
     losses = functional.cross_entropy(logits, labels, weights, reduction="none").flatten(1).sum(1)
     return (losses / weights[labels].flatten(1).sum(1)).mean()

@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from modistill.hardware import wide
+
 __all__ = ["norm_activation"]
 
 
@@ -78,7 +80,7 @@ class _NormActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, shift: Tensor | None, slope: float, eps: float) -> Tensor:
         axes, n = list(range(2, x.ndim)), x[0, 0].numel()
-        precise = _wide(x)
+        precise = wide(x)
         mean = precise.mean(axes, keepdim=True)
         z = precise - mean
         deviation = (_sum_of_products(z, z) / n + eps).rsqrt_()
@@ -95,13 +97,13 @@ class _NormActivation(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         y, x, mean, deviation, weight, shift = ctx.saved_tensors
         axes, n = list(range(2, y.ndim)), y[0, 0].numel()
-        g = _wide(torch.ops.aten.leaky_relu_backward(gradient, y, ctx.slope, True))
+        g = wide(torch.ops.aten.leaky_relu_backward(gradient, y, ctx.slope, True))
         if ctx.inverts:
-            normed = _wide(functional.leaky_relu(y, 1 / ctx.slope))
+            normed = wide(functional.leaky_relu(y, 1 / ctx.slope))
             normed = normed if shift is None else normed.sub_(_channelwise(shift, y))
             normed = normed if weight is None else normed.div_(_channelwise(weight, y))
         else:
-            normed = (_wide(x) - mean).mul_(deviation)
+            normed = (wide(x) - mean).mul_(deviation)
         along, total = _sum_of_products(g, normed), g.sum(axes, keepdim=True)
         scale = deviation if weight is None else deviation * _channelwise(weight, y)
         for_x = g.sub_(normed.mul_(along / n)).sub_(total / n).mul_(scale)
@@ -121,14 +123,9 @@ def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([(one * other).sum(axes, keepdim=True) for one, other in slabs]).sum(0)
 
 
-def _wide(x: Tensor) -> Tensor:
-    """`x` in single precision at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _channelwise(parameter: Tensor, x: Tensor) -> Tensor:
     """A parameter (C,) as (1, C, 1, ...)."""
-    return _wide(parameter).view(1, -1, *(1,) * (x.ndim - 2))
+    return wide(parameter).view(1, -1, *(1,) * (x.ndim - 2))
 
 
 def _invertible(weight: Tensor | None, shift: Tensor | None, slope: float) -> bool:
