@@ -7,10 +7,12 @@ The authors' arithmetic is written here from its description: plain layers in NC
 concatenations made, the critic's gradients computed in the student's turn and thrown away, the critic's pass on the student
 made twice, the default memory allocator. Ours is `modistill.methods.had_net` trained by `modistill.training.fit`.
 
-Every measurement is a process of its own, so that its peak of memory is its own; the two sides take turns. The first iteration
-of a process warms up and is not counted. Before anything is measured, both sides play two iterations with equal weights and no
-dropout: their losses must agree to 1e-5 while the weights are equal (single precision), and to 1e-3 after both were updated,
-since Adam turns the rounding of small gradients into whole steps. Gradients are compared in `tests/networks`.
+Every measurement is a process of its own, so that its peak of memory is its own; the two sides take turns. The first two
+iterations of a process warm up and are not counted: a training has thousands of them.
+
+Before anything is measured, both sides play two iterations with equal weights and no dropout: their losses must agree to 1e-5
+while the weights are equal (single precision), and to 1e-3 after both were updated, since Adam turns the rounding of small
+gradients into whole steps. Gradients are compared in `tests/networks`.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from modistill.files import write_json
 from modistill.methods.had_net import HADNet
 from modistill.training import TrainingSettings, fit
 
+WARM_UP = 2
 MODALITIES, AVAILABLE = ("flair", "t1ce", "t1", "t2"), ("flair", "t1", "t2")
 CLASS_WEIGHTS = (1.0, 59.4507, 23.3190, 71.8481)
 TERMS = ("student/segmentation", "student/adversarial", "critic/on_teacher", "critic/on_student")
@@ -172,7 +175,7 @@ def made_batch(size: tuple[int, ...]) -> Batch:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of wall and CPU of each iteration after the first, losses of all, and the peak of memory of this process."""
+    """Seconds of wall and CPU of each counted iteration, losses of all, and the peak of memory of this process."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     batch = made_batch(tuple(options.size))
@@ -185,7 +188,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         times.append((time.perf_counter(), time.process_time()))
         losses.append(dict(values))
 
-    count = options.iterations + 1
+    count = options.iterations + WARM_UP
     if options.side == "authors":
         iterations = authors_iterations(method, batch, **shape)
         del method
@@ -194,7 +197,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     else:
         ours(method, OneBatch(batch, count), options.precision, tick)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    wall, cpu = ([b[n] - a[n] for a, b in pairwise(times)] for n in (0, 1))
+    wall, cpu = ([b[n] - a[n] for a, b in pairwise(times[WARM_UP - 1 :])] for n in (0, 1))
     return {"wall_s": wall, "cpu_s": cpu, "peak_bytes": peak, "losses": losses}
 
 
@@ -235,7 +238,7 @@ def run(side: str, options: argparse.Namespace, **changes: Any) -> dict[str, Any
 
 def check(options: argparse.Namespace) -> list[float]:
     """Largest relative difference of any loss at each of two iterations, equal weights at the first, no dropout."""
-    small = {"size": [48, 48, 48], "width": 8, "dropout": 0.0, "iterations": 1, "precision": "32"}
+    small = {"size": [48, 48, 48], "width": 8, "dropout": 0.0, "iterations": 0, "precision": "32"}
     authors, own = run("authors", options, **small)["losses"], run("ours", options, **small)["losses"]
     differences = [max(abs(a[n] - b[n]) / abs(a[n]) for n in TERMS) for a, b in zip(authors, own, strict=True)]
     print("losses differ by", ", ".join(f"{difference:.1e}" for difference in differences), "(relative; iterations 1 and 2)")
@@ -268,7 +271,11 @@ def main() -> None:
     ratios = {name: summary["authors"][name] / summary["ours"][name] for name in summary["ours"]}
     print(f"authors / ours: {ratios['wall_s']:.2f} wall, {ratios['cpu_s']:.2f} CPU, {ratios['peak_bytes']:.2f} memory")
     setting = {key: value for key, value in vars(options).items() if key != "side"}
-    machine = {"machine": platform.machine(), "torch": torch.__version__, "date": date.today().isoformat()}
+    machine = {
+        "cpu": platform.machine() + " " + torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+    }
     content = {"setting": setting, "machine": machine, "loss_differences": differences, "summary": summary, "ratios": ratios}
     name = f"hadnet_iteration_{'x'.join(map(str, options.size))}_k{options.width}_{options.precision}.json"
     write_json(Path(__file__).parent / "results" / name, content | {"runs": results})

@@ -13,9 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "src" / "modistill"
 LAYERS = {
-    **dict.fromkeys(("errors", "files", "log"), 1),
+    **dict.fromkeys(("errors", "files", "log", "hardware"), 1),
     **dict.fromkeys(("data", "phantom", "networks", "losses", "metrics"), 2),
-    **dict.fromkeys(("distributed", "hardware", "checkpoints", "weights", "settings"), 2),
+    **dict.fromkeys(("distributed", "subsets", "checkpoints", "weights", "settings"), 2),
     "methods": 3,
     **dict.fromkeys(("training", "inference", "evaluation", "report"), 4),
     **dict.fromkeys(("recipe", "runs"), 5),
@@ -23,6 +23,7 @@ LAYERS = {
 }
 ALLOWED_SIBLINGS = {  # who may know whom inside a layer
     ("files", "errors"),
+    ("hardware", "errors"),
     ("log", "errors"),
     ("log", "files"),
     ("phantom", "data"),

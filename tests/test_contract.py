@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ import pytest
 import torch
 
 from modistill.methods import load_method, method_names
-from modistill.methods.base import Method
+from modistill.methods.base import AnySubsetMethod, Method
+from modistill.subsets import all_subsets
 from modistill.training import TrainingSettings, fit
 from samples import RandomBatches, leave_out
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 METHODS = pytest.mark.parametrize("name", method_names())
+ANY_SUBSET = pytest.mark.parametrize(
+    "name", [name for name in method_names() if issubclass(load_method(name), AnySubsetMethod)]
+)
 SMALL = {"width": 2, "classes": 4}
 
 
@@ -111,6 +116,50 @@ def test_leak_what_stands_in_a_missing_channel_changes_no_bit(name: str, garbage
     missing = tuple(modality for modality in method.modalities if modality not in method.available)
     with torch.inference_mode():
         assert torch.equal(method.segment(batch.available), method.segment(leave_out(batch, missing, garbage).available))
+
+
+@ANY_SUBSET
+def test_any_subset_what_a_case_lacks_changes_no_bit(name: str) -> None:
+    method = make(name).eval()
+    batch = noise(method).batch(0, 0)
+    for subset in all_subsets(method.available):
+        presence = torch.tensor([[modality in subset for modality in method.available]])
+        missing = tuple(modality for modality in method.available if modality not in subset)
+        with torch.inference_mode():
+            found, *others = (
+                method.segment_subset(leave_out(batch, missing, garbage).available, presence) for garbage in (0, 1e6, torch.nan)
+            )
+        assert found.isfinite().all()
+        assert all(torch.equal(found, other) for other in others), subset
+
+
+@ANY_SUBSET
+def test_any_subset_is_a_matter_of_each_case_and_never_of_the_batch(name: str) -> None:
+    method = make(name).eval()
+    batch = noise(method, batch_size=3).batch(0, 0)
+    presence = torch.ones(3, len(method.available), dtype=torch.bool)
+    presence[0, 0] = presence[1, 1:] = False
+    with torch.inference_mode():
+        whole = method.segment_subset(batch.available, presence)
+        parts = [
+            method.segment_subset(images[None], there[None]) for images, there in zip(batch.available, presence, strict=True)
+        ]
+    torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-3, atol=5e-4)
+
+
+@ANY_SUBSET
+def test_any_subset_training_reads_nothing_that_a_case_lacks(name: str) -> None:
+    batch = noise(make(name), batch_size=2).batch(0, 0)
+    presence = torch.ones_like(batch.presence)
+    presence[0, 1:] = presence[1, 0] = False
+    found = []
+    for garbage in (0.0, torch.nan):
+        images = torch.where(presence[..., None, None, None], batch.images, garbage)
+        method = make(name).train()
+        torch.manual_seed(5)
+        turns = method.losses(replace(batch, images=images, presence=presence))
+        found.append([value.item() for _, terms in turns for value in terms.values()])
+    assert found[0] == found[1]
 
 
 @METHODS

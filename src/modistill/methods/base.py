@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from modistill.data.batch import Batch
 
-__all__ = ["Method", "OptimizerFactory", "Terms", "Turn", "class_weights_buffer", "frozen", "nested"]
+__all__ = ["AnySubsetMethod", "Method", "OptimizerFactory", "Terms", "Turn", "class_weights_buffer", "frozen", "nested"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -57,6 +57,26 @@ class Method(nn.Module):
     @abstractmethod
     def segment(self, images: Tensor) -> Tensor:
         """Logits (B, C, *spatial) from the available modalities (B, A, *spatial), channel order `available`."""
+
+
+class AnySubsetMethod(Method):
+    """A method that serves every non-empty subset of the modalities its deployed network reads.
+
+    Training cases, too, may lack some of them: `batch.presence` tells which, case by case.
+    """
+
+    @abstractmethod
+    def segment_subset(self, images: Tensor, presence: Tensor) -> Tensor:
+        """Logits (B, C, *spatial) from what each case has.
+
+        Args:
+            images: (B, A, *spatial), channel order `available`; what stands in a channel that is not there changes no bit.
+            presence: (B, A) bool, at least one true in every row.
+        """
+
+    def segment(self, images: Tensor) -> Tensor:
+        """Logits (B, C, *spatial) of cases that have all modalities."""
+        return self.segment_subset(images, torch.ones(images.shape[:2], dtype=torch.bool, device=images.device))
 
 
 def nested(name: str, players: Mapping[str, OptimizerFactory]) -> dict[str, OptimizerFactory]:

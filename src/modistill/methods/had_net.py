@@ -95,7 +95,8 @@ class HADNet(Method):
         self.teacher_dropout = teacher_dropout
         self.shown = torch.nn.Identity() if critic_sees == "logits" else torch.nn.Softmax(dim=1)
         self.reads = {"teacher": tuple(modalities), "student": tuple(available)}
-        self.players = {"student": partial(Adam, lr=lr, betas=betas), "critic": partial(Adam, lr=lr, betas=betas)}
+        adam = partial(Adam, lr=lr, betas=betas, fused=True)
+        self.players = {"student": adam, "critic": adam}
 
     class_weights: Tensor
 

@@ -71,7 +71,7 @@ class Supervised(Method):
         self.register_buffer("class_weights", class_weights_buffer(class_weights, classes), persistent=False)
         self.class_weight_decay = class_weight_decay
         self.reads = {"network": tuple(modalities)}
-        self.players = {"network": partial(AdamW, lr=lr, betas=betas, weight_decay=weight_decay)}
+        self.players = {"network": partial(AdamW, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)}
 
     class_weights: Tensor
 
