@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from modistill.hardware import wide
 
-__all__ = ["decayed", "weighted_cross_entropy"]
+__all__ = ["decayed", "soft_dice", "weighted_cross_entropy"]
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -41,6 +41,32 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
     weights = weights.to(logits.device, logits.dtype)
     losses = functional.cross_entropy(logits, labels, weights, reduction="none").flatten(1).sum(1)
     return (losses / weights[labels].flatten(1).sum(1)).mean()
+
+
+def soft_dice(p: Tensor, g: Tensor, *, squared: bool = False, smooth: float = 1e-5) -> Tensor:
+    """Overlap of two fuzzy segmentations, for every sample and class.
+
+    (2 sum_v p g + smooth) / (sum_v p + sum_v g + smooth), or with squares in the denominator as in V-Net (Milletari et al.,
+    3DV 2016, https://arxiv.org/abs/1606.04797). A Dice *loss* is 1 minus a mean of this.
+
+    Args:
+        p: (B, C, *spatial) probabilities.
+        g: (B, C, *spatial) probabilities, or a one-hot reference.
+        squared: sum p^2 and g^2 in the denominator.
+        smooth: added above and below; a class that is in neither gives 1.
+
+    Returns:
+        (B, C) in [0, 1], computed in float32 at least.
+
+    Example:
+        >>> import torch
+        >>> p, g = torch.tensor([[[0.5, 0.5]]]), torch.tensor([[[1.0, 0.0]]])
+        >>> soft_dice(p, g, smooth=0).item(), round(soft_dice(p, g, squared=True, smooth=0).item(), 4)
+        (0.5, 0.6667)
+    """
+    p, g = wide(p).flatten(2), wide(g).flatten(2)
+    sizes = p.square() + g.square() if squared else p + g
+    return (2 * (p * g).sum(2) + smooth) / (sizes.sum(2) + smooth)
 
 
 def decayed(weights: Tensor, epoch: int, factor: float = 0.98) -> Tensor:
