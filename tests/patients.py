@@ -12,7 +12,7 @@ from modistill.data.naming import conventions
 from modistill.data.nifti import write_volume
 from modistill.data.preprocessing import Preprocessing
 from modistill.data.volume import Volume
-from modistill.inference.predictor import Model
+from modistill.inference.model import Model
 from modistill.methods.base import Method
 
 ALL = ("flair", "t1ce", "t1", "t2")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / "src" / "modistill"
 LAYERS = {
     **dict.fromkeys(("errors", "files", "log", "hardware"), 1),
     **dict.fromkeys(("data", "phantom", "networks", "losses", "metrics"), 2),
-    **dict.fromkeys(("distributed", "subsets", "checkpoints", "weights", "settings"), 2),
+    **dict.fromkeys(("distributed", "subsets", "schedules", "checkpoints", "weights", "settings"), 2),
     "methods": 3,
     **dict.fromkeys(("training", "inference", "evaluation", "report"), 4),
     **dict.fromkeys(("recipe", "runs"), 5),
@@ -28,6 +28,7 @@ ALLOWED_SIBLINGS = {  # who may know whom inside a layer
     ("log", "files"),
     ("phantom", "data"),
     ("networks", "losses"),
+    ("report", "evaluation"),
     ("runs", "recipe"),
 }
 ONE_DOOR = {  # library -> the only files that may open it

@@ -72,7 +72,7 @@ def test_a_run_folder_holds_its_records(trained: Path, arm: str) -> None:
 
 def test_the_deployed_student_holds_no_teacher_and_no_critic(trained: Path) -> None:
     model = runs.load_model(trained / "had_net")
-    assert model.needs == ("flair", "t1", "t2")
+    assert model.reads == ("flair", "t1", "t2")
     kinds = {name.split(".")[0]: parameter.device.type for name, parameter in model.method.named_parameters()}
     assert kinds == {"teacher": "meta", "student": "cpu", "critic": "meta"}
 

@@ -28,7 +28,7 @@ from modistill.data.splits import Split, patient_of
 from modistill.data.store import Plan, PreparedCohort
 from modistill.errors import FileError, ModelError, RecipeError, TrainingStopped
 from modistill.files import run_lock, write_json
-from modistill.inference.predictor import Model, smallest_size
+from modistill.inference.model import Model, smallest_size
 from modistill.inference.windows import predict_windows
 from modistill.methods import load_method
 from modistill.methods.base import Method

@@ -19,7 +19,8 @@ from modistill.data.nifti import write_volume
 from modistill.data.preprocessing import Preprocessing
 from modistill.data.volume import Volume
 from modistill.errors import CaseError, FileError, LabelError, ModelError, RecipeError
-from modistill.inference.predictor import Model, Predictor
+from modistill.inference.model import Model
+from modistill.inference.predictor import Predictor
 from modistill.methods.supervised import Supervised
 from patients import ALL, NEW_NAMES, STUDENT, Nearest, expected_classes, intensities, nearest_model, write_patient
 
@@ -41,16 +42,16 @@ def found(root):
 )
 def test_the_chosen_model_reads_most_of_what_is_there(needs, available):
     models = [nearest_model(str(index), names) for index, names in enumerate(needs)]
-    fitting = [model for model in models if set(model.needs) <= available]
+    fitting = [model for model in models if set(model.reads) <= available]
     if not fitting:
         with pytest.raises(CaseError, match="no model can serve that") as error:
             predictor(*models).choose(available, case="p1")
         for model in models:
-            assert f"{model.name} needs {'+'.join(model.needs)}" in error.value.remedy
+            assert f"{model.name} needs {'+'.join(model.reads)}" in error.value.remedy
         return
     chosen = predictor(*models).choose(available)
     assert chosen in fitting
-    assert chosen is next(model for model in fitting if len(model.needs) == max(len(one.needs) for one in fitting))
+    assert chosen is next(model for model in fitting if len(model.reads) == max(len(one.reads) for one in fitting))
 
 
 def test_why_names_the_others_and_what_they_lack():

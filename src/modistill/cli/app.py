@@ -23,8 +23,8 @@ def _options() -> None:
     """Train with every sequence you have. Predict with whatever the patient has."""
 
 
-_ORDER = ("inspect", "phantom", "prepare", "train", "predict", "evaluate", "compare", "picture", "methods")
+_ORDER = ("inspect", "phantom", "prepare", "train", "predict", "evaluate", "compare", "picture", "check_leak", "methods")
 _FOUND = {module.name for module in pkgutil.iter_modules(package.__path__)}
 for _name in _ORDER:
     if _name in _FOUND:
-        app.command(_name)(importlib.import_module(f"modistill.cli.{_name}").command)
+        app.command(_name.replace("_", "-"))(importlib.import_module(f"modistill.cli.{_name}").command)

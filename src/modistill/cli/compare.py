@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from modistill.evaluation.comparison import ComparisonTable
+    from modistill.evaluation.scores import Scores
 
 __all__ = ["command"]
 
@@ -23,6 +24,9 @@ def command(
         list[str] | None,
         typer.Option("--metric", help="Repeat for several.", show_default="dice, hausdorff95_mm, surface_dice"),
     ] = None,
+    available: Annotated[
+        str | None, typer.Option("--available", help="Only what was predicted from these sequences, as t1+flair.")
+    ] = None,
     common: Annotated[bool, typer.Option("--common", help="Compare the cases that all runs share.")] = False,
     resamples: Annotated[int, typer.Option("--resamples", min=100, help="Of each bootstrap interval.")] = 9999,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of each bootstrap interval.")] = 0,
@@ -34,7 +38,6 @@ def command(
     from modistill.cli.tables import print_notes, print_table
     from modistill.errors import FileError
     from modistill.evaluation.comparison import DEFAULT_METRICS, compare
-    from modistill.evaluation.scores import read_scores
     from modistill.evaluation.tables import comparison_notes, comparison_tables
     from modistill.files import require_writable
 
@@ -43,7 +46,7 @@ def command(
     if output is not None:
         require_writable(output)
     table = compare(
-        [read_scores(path) for path in scores],
+        [_read(path, available) for path in scores],
         control,
         metrics=metric or DEFAULT_METRICS,
         common=common,
@@ -56,6 +59,21 @@ def command(
     if output is not None:
         _write(output, table)
         print_notes([f"table: {output}"])
+
+
+def _read(path: Path, available: str | None) -> Scores:
+    """The scores of a file, or those from one set of sequences, in whatever order they are named."""
+    from modistill.errors import ScoreError
+    from modistill.evaluation.scores import read_scores
+
+    scores = read_scores(path)
+    if available is None:
+        return scores
+    wanted = set(available.split("+"))
+    for subset in scores.subsets:
+        if set(subset.split("+")) == wanted:
+            return scores.select(available=subset)
+    raise ScoreError(f"nothing was predicted from {available}", file=path, remedy=f"found: {', '.join(scores.subsets)}")
 
 
 def _write(path: Path, table: ComparisonTable) -> None:

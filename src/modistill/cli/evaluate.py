@@ -37,6 +37,9 @@ def command(
             "--cases", help="The cases that count: one id a line, or a split.json.", show_default="all with reference"
         ),
     ] = None,
+    subsets: Annotated[
+        bool, typer.Option("--subsets", help="PREDICTIONS holds a folder for each set of sequences (predict --subsets).")
+    ] = False,
     tolerance_mm: Annotated[float, typer.Option("--tolerance-mm", help="Tolerance of the surface Dice.")] = 1.0,
     both_empty: Annotated[
         str, typer.Option("--both-empty", help="A region in neither prediction nor reference: perfect or undefined.")
@@ -55,10 +58,10 @@ def command(
     It is 3 where only references were at fault: those cases are named and have no rows.
     """
     from modistill.cli.tables import print_notes, print_table
-    from modistill.evaluation.folders import evaluate_folders, ids_that_count
+    from modistill.evaluation.folders import evaluate_folders, evaluate_subsets, ids_that_count
     from modistill.evaluation.protocol import Protocol
     from modistill.evaluation.scores import require_csv, write_scores
-    from modistill.evaluation.tables import summary_table
+    from modistill.evaluation.tables import failure_table, subset_table, summary_table
     from modistill.files import require_writable
 
     protocol = Protocol(both_empty, penalty_mm, hausdorff95, tolerance_mm, dice, et_minimum_voxels)  # type: ignore[arg-type]
@@ -66,7 +69,7 @@ def command(
     require_csv(place)
     require_writable(place)
     with _progress() as on_case:
-        evaluation = evaluate_folders(
+        evaluation = (evaluate_subsets if subsets else evaluate_folders)(
             predictions,
             reference,
             protocol=protocol,
@@ -79,7 +82,13 @@ def command(
     faults = [str(fault) for fault in evaluation.faults]
     note = {"predictions": str(predictions), "reference": str(reference), "faults": faults}
     write_scores(place, evaluation.scores, note=note)
-    print_table(summary_table(evaluation.scores))
+    print_table(subset_table(evaluation.scores) if subsets else summary_table(evaluation.scores))
+    if ranking := failure_table(evaluation.scores):
+        print_table(ranking)
+    if subsets:
+        from modistill.report.figures import plot_subsets
+
+        plot_subsets(evaluation.scores, place.with_suffix(".png"))
     print_notes([f"protocol {protocol.digest}:", *(f"  {rule}" for rule in protocol.describe()), f"rows: {place}"])
     _finish(evaluation)
 

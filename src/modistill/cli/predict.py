@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from modistill.errors import CaseError, FileError, RecipeError
 if TYPE_CHECKING:
     from modistill.data.cohort import Cohort
     from modistill.inference.cohort import CaseRow
-    from modistill.inference.outputs import IfNotEmpty
+    from modistill.inference.model import Model
+    from modistill.inference.outputs import IfNotEmpty, OutputFolder
+    from modistill.inference.predictor import Predictor
 
 __all__ = ["command"]
 
@@ -52,6 +55,27 @@ def command(
     save_probabilities: Annotated[
         bool, typer.Option("--save-probabilities", help="Also write probabilities/CASE/REGION.nii.gz.")
     ] = False,
+    only: Annotated[
+        str | None, typer.Option("--only", help="Use these sequences alone, as --only t1,flair.", show_default="all there are")
+    ] = None,
+    subsets: Annotated[
+        bool,
+        typer.Option("--subsets", help="Once for every subset of the sequences, into folders like OUTPUT/t1+flair."),
+    ] = False,
+    passes: Annotated[
+        int, typer.Option("--mc-dropout", min=0, help="Average over so many passes with dropout; the papers use 100.")
+    ] = 0,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Average over all models that read the same, instead of choosing one.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the dropout passes.")] = 0,
+    uncertainty: Annotated[
+        str | None,
+        typer.Option(
+            "--uncertainty",
+            help="Also write uncertainty/CASE/REGION.nii.gz, 0 to 100. What counts 100: theoretical, or case (its maximum).",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
     go_on: Annotated[
         bool, typer.Option("--continue", help="Leave cases that are done and still match; do the others.")
@@ -66,33 +90,99 @@ def command(
     _require_apart(input, output)
     if overwrite and go_on:
         raise RecipeError("--overwrite and --continue exclude each other")
+    if subsets and only is not None:
+        raise RecipeError("--subsets and --only exclude each other")
+    for name, value, known in (
+        ("precision", precision, ("auto", "32", "bf16-mixed")),
+        ("uncertainty", uncertainty, (None, "theoretical", "case")),
+    ):
+        if value not in known:
+            raise RecipeError(f"no {name} {value!r}", remedy=" or ".join(filter(None, known)))
 
-    from modistill.inference.cohort import exit_code, predict_cohort
+    from modistill.inference.cohort import exit_code
     from modistill.inference.outputs import OutputFolder
     from modistill.inference.predictor import Predictor
     from modistill.runs import load_model
 
-    if precision not in ("auto", "32", "bf16-mixed"):
-        raise RecipeError(f"no precision {precision!r}", remedy="auto, 32 or bf16-mixed")
-    predictor = Predictor(
-        [load_model(path) for path in model],
-        device=device,
-        precision=precision,  # type: ignore[arg-type]
-        mirror=None if mirror is None else (0,) if mirror else (),
-        overlap=overlap,
-        labels=labels,
-    )
+    models = [load_model(path) for path in model]
     if_not_empty: IfNotEmpty = "overwrite" if overwrite else "continue" if go_on else "refuse"
-    with OutputFolder(output, if_not_empty, probabilities=save_probabilities).opened() as folder:
-        total = len({case.id for case in cohort.cases} | {fault.case for fault in cohort.faults if fault.severity == "error"})
-        with _Display(total) as display:
-            rows = []
-            display.told(str(fault) for fault in cohort.faults if fault.severity != "error" or fault.case is None)
-            for row in predict_cohort(predictor, cohort.cases, folder, faults=cohort.faults, progress=display.at):
-                display.finished(row)
-                rows.append(row)
-    _summary(rows, output)
+    places = {output: None if only is None else _names(only, models)}
+    if subsets:
+        places, cohort = _subset_folders(output, models, cohort)
+    rows: list[CaseRow] = []
+    for place, allowed in places.items():
+        predictor = Predictor(
+            models,
+            device=device,
+            precision=precision,  # type: ignore[arg-type]
+            mirror=None if mirror is None else (0,) if mirror else (),
+            overlap=overlap,
+            labels=labels,
+            only=allowed,
+            passes=passes,
+            ensemble=ensemble,
+            seed=seed,
+            uncertainty=uncertainty,  # type: ignore[arg-type]
+        )
+        with OutputFolder(place, if_not_empty, probabilities=save_probabilities).opened() as folder:
+            done = _predict(predictor, cohort, folder)
+        _summary(done, place)
+        rows += done
     raise typer.Exit(exit_code(rows))
+
+
+def _predict(predictor: Predictor, cohort: Cohort, folder: OutputFolder) -> list[CaseRow]:
+    """Predict a cohort into a folder, showing how far it is."""
+    from modistill.inference.cohort import predict_cohort
+
+    total = len({case.id for case in cohort.cases} | {fault.case for fault in cohort.faults if fault.severity == "error"})
+    rows = []
+    with _Display(total) as display:
+        display.told(str(fault) for fault in cohort.faults if fault.severity != "error" or fault.case is None)
+        for row in predict_cohort(predictor, cohort.cases, folder, faults=cohort.faults, progress=display.at):
+            display.finished(row)
+            rows.append(row)
+    return rows
+
+
+def _names(text: str, models: Sequence[Model]) -> tuple[str, ...]:
+    """The modalities of `--only`, by the names the models use.
+
+    Raises:
+        RecipeError: none, or one that no model reads.
+    """
+    from modistill.data.naming import modality_name
+
+    known = {name for model in models for name in model.reads}
+    names = tuple(modality_name(word.strip()) for word in text.split(","))
+    if foreign := [name for name in names if name not in known]:
+        raise RecipeError(f"--only {text}: no model reads {', '.join(foreign)}", remedy=f"they read {', '.join(sorted(known))}")
+    return names
+
+
+def _subset_folders(output: Path, models: Sequence[Model], cohort: Cohort) -> tuple[dict[Path, tuple[str, ...] | None], Cohort]:
+    """One folder for each subset of what the models of any subset read, and the cases that have it all.
+
+    Raises:
+        RecipeError: no model serves every subset.
+        CaseError: no case has all of them.
+    """
+    from dataclasses import replace
+
+    from modistill.subsets import all_subsets
+
+    serving = [model for model in models if model.any_subset]
+    if not serving:
+        demands = "; ".join(f"{model.name} {model.demand()}" for model in models)
+        raise RecipeError("no model serves every subset", remedy=f"train a method that does ({demands})")
+    names = max((model.reads for model in serving), key=len)
+    complete = tuple(case for case in cohort.cases if set(names) <= set(case.modalities))
+    if not complete:
+        raise CaseError(f"no case has all of {', '.join(names)}", remedy="subsets are compared on complete cases")
+    if left_out := len(cohort.cases) - len(complete):
+        print(f"notice: {left_out} cases lack one of {', '.join(names)} and are left out", file=sys.stderr)
+    places = {output / "+".join(subset): subset for subset in all_subsets(names)}
+    return dict(places), replace(cohort, cases=complete)
 
 
 def _cohort(path: Path | None, files: Sequence[str], words: Sequence[str]) -> Cohort:

@@ -104,7 +104,8 @@ def compare(
             raise ScoreError(f"no metric named {name}", remedy=f"known: {', '.join(METRICS)}")
     rows = [row for table in tables for row in table.rows]
     refuse_repeated(rows)
-    protocol = _one_protocol(tables)
+    _refuse_subsets(rows)
+    protocol = _one_protocol(tables, scales=any(METRICS[name].rests_on == "uncertainty" for name in metrics))
     arms = _arms(rows, control)
     cases, left_out = _cases(rows, common)
     regions = _regions(rows)
@@ -121,17 +122,31 @@ def compare(
     return ComparisonTable(control, corrected, cases, left_out, protocol, family, resamples, seed)
 
 
-def _one_protocol(tables: Sequence[Scores]) -> Protocol:
+def _one_protocol(tables: Sequence[Scores], scales: bool) -> Protocol:
+    """The protocol of all tables; the scale of uncertainty is part of it where `scales` matter."""
     if not tables:
         raise ScoreError("no scores given", remedy="give the score files of two runs or more")
-    first = tables[0].protocol
-    for table in tables[1:]:
-        if table.protocol != first:
+    protocols = [table.protocol if scales else replace(table.protocol, uncertainty="") for table in tables]
+    for table, protocol in zip(tables, protocols, strict=True):
+        if protocol != protocols[0]:
             raise ScoreError(
-                f"protocols differ between {tables[0].runs[0]} and {table.runs[0]}: {first.differences(table.protocol)}",
+                f"protocols differ between {tables[0].runs[0]} and {table.runs[0]}: {protocols[0].differences(protocol)}",
                 remedy="evaluate them by one protocol",
             )
-    return first
+    return protocols[0]
+
+
+def _refuse_subsets(rows: Sequence[Score]) -> None:
+    """Refuse runs that scored a case from several sets of modalities: a comparison is of one."""
+    given: dict[tuple[str, str], str] = {}
+    for row in rows:
+        other = given.setdefault((row.run, row.case), row.available)
+        if other != row.available:
+            raise ScoreError(
+                f"run {row.run} was scored with {other} and with {row.available}",
+                case=row.case,
+                remedy=f"compare one set: --available {row.available}",
+            )
 
 
 def _arms(rows: Sequence[Score], control: str) -> dict[str, list[str]]:

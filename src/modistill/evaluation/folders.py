@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from modistill.data.cohort import Fault
 from modistill.data.folder import find_cases
@@ -24,10 +25,11 @@ from modistill.data.volume import Volume, require_same_grid
 from modistill.errors import CaseError, FileError, LabelError, ModistillError
 from modistill.evaluation.protocol import Protocol
 from modistill.evaluation.scores import Score, Scores
+from modistill.evaluation.uncertainty import WORST, score_uncertainty, uncertainty_scale
 from modistill.files import read_json
 from modistill.metrics.surface import bounding_box
 
-__all__ = ["Evaluation", "evaluate_folders", "ids_that_count", "score_labels"]
+__all__ = ["Evaluation", "evaluate_folders", "evaluate_subsets", "ids_that_count", "score_labels"]
 
 _T = TypeVar("_T")
 _Answer = TypeVar("_Answer")
@@ -153,7 +155,8 @@ def evaluate_folders(
     if not known:
         raise CaseError("no reference labels found", file=references, remedy="give cases with reference labels")
     run = run_name or _run_named_by(files.values()) or predictions.resolve().name
-    jobs = [_Job(case, run, files.get(case), reference, protocol or Protocol()) for case, reference in sorted(known.items())]
+    rules = replace(protocol or Protocol(), uncertainty=uncertainty_scale(predictions))
+    jobs = [_Job(case, run, files.get(case), reference, rules) for case, reference in sorted(known.items())]
     rows: list[Score] = []
     for done, (scored, problems) in enumerate(_each(_score_case, jobs, workers), start=1):
         rows += scored
@@ -163,7 +166,35 @@ def evaluate_folders(
     if all(row.status == "failed" for row in rows):
         reason = f"no usable prediction for any of {len(jobs)} cases" + (f"; the first: {faults[0]}" if faults else "")
         raise CaseError(reason, file=predictions, remedy="predictions are named <case>.nii.gz")
-    return Evaluation(Scores(tuple(rows), protocol or Protocol()), tuple(faults), tuple(sorted(set(files) - set(known))))
+    return Evaluation(Scores(tuple(rows), rules), tuple(faults), tuple(sorted(set(files) - set(known))))
+
+
+def evaluate_subsets(predictions: Path, references: Path, **how: Any) -> Evaluation:
+    """Score the folders that `modistill predict --subsets` wrote, one for each subset of modalities.
+
+    Args:
+        predictions: folder of folders named by what was used, like `t1+flair`.
+        references: as for `evaluate_folders`.
+        how: as for `evaluate_folders`.
+
+    Returns:
+        All rows in one table, told apart by `available`; small subsets first.
+
+    Raises:
+        FileError: there are no such folders, or their uncertainty was written in several ways.
+    """
+    folders = [path for path in Path(predictions).glob("*") if path.is_dir() and any(path.glob("*.nii*"))]
+    if not folders:
+        raise FileError("holds no folders of predictions", file=predictions, remedy="run `modistill predict --subsets`")
+    folders.sort(key=lambda path: (path.name.count("+"), path.name))
+    found = {path.name: evaluate_folders(path, references, **how) for path in folders}
+    protocols = {one.scores.protocol for one in found.values()}
+    if len(protocols) > 1:
+        raise FileError("uncertainty was written in several ways", file=predictions, remedy="predict all subsets alike")
+    rows = [replace(row, available=name) for name, one in found.items() for row in one.scores.rows]
+    faults = tuple(fault for one in found.values() for fault in one.faults)
+    unscored = tuple(sorted({case for one in found.values() for case in one.unscored}))
+    return Evaluation(Scores(tuple(rows), protocols.pop()), faults, unscored)
 
 
 @dataclass(frozen=True)
@@ -182,6 +213,13 @@ class _Job:
     reference: _Reference
     protocol: Protocol
 
+    @property
+    def uncertainty(self) -> Path | None:
+        """Where the maps of this case belong, if the run wrote uncertainty."""
+        if not self.protocol.uncertainty or self.prediction is None:
+            return None
+        return self.prediction.parent / "uncertainty" / self.case
+
 
 def _score_case(job: _Job) -> tuple[list[Score], list[Fault]]:
     """Score one case. A fault of the prediction is a failed case; a case whose reference is at fault has no rows."""
@@ -196,9 +234,10 @@ def _score_case(job: _Job) -> tuple[list[Score], list[Fault]]:
         if job.prediction is None:
             raise CaseError("no prediction: counted as failed", remedy="predict it, or name the cases that count (--cases)")
         available, own = _sidecar(job.prediction)
+        prediction = read_labels(job.prediction)
         rows = score_labels(
             job.case,
-            read_labels(job.prediction),
+            prediction,
             reference,
             prediction_convention=own or convention,
             reference_convention=convention,
@@ -206,11 +245,22 @@ def _score_case(job: _Job) -> tuple[list[Score], list[Fault]]:
             run=job.run,
             available=available,
         )
+        if job.uncertainty is not None:
+            masks = _masks(own or convention, prediction), _masks(convention, reference)
+            pairs = {region: (masks[0][region], true) for region, true in masks[1].items()}
+            status = {row.region: row.status for row in rows}
+            scored = score_uncertainty(job.uncertainty, prediction, reference, pairs)
+            rows += [
+                Score(job.run, job.case, available, region, metric, value, status[region])
+                for region, values in scored.items()
+                for metric, value in values.items()
+            ]
         return rows, []
     except ModistillError as error:
         regions = convention.regions
+        worst = dict(WORST) if job.protocol.uncertainty else {}
         values = {
-            region: job.protocol.score_failed(mask, reference.spacing_mm)
+            region: job.protocol.score_failed(mask, reference.spacing_mm) | worst
             for region, mask in zip(regions, regions.encode(reference.voxels), strict=True)
         }
         rows = [
@@ -219,6 +269,11 @@ def _score_case(job: _Job) -> tuple[list[Score], list[Fault]]:
             for metric, value in metrics.items()
         ]
         return rows, [_fault(error, job.case, job.prediction)]
+
+
+def _masks(convention: LabelConvention, labels: Volume) -> dict[str, NDArray[np.bool_]]:
+    """Region -> binary map (D, H, W)."""
+    return dict(zip(convention.regions, convention.regions.encode(labels.voxels), strict=True))
 
 
 def _fault(error: ModistillError, case: str, file: Path | None) -> Fault:

@@ -36,13 +36,17 @@ class Metric:
         title: as in tables.
         unit: "" for a share.
         better: "higher" or "lower"; None for a quantity that is neither good nor bad.
+        rests_on: what of a prediction it is computed from, besides the reference.
     """
 
     name: str
     title: str
     unit: str
     better: Literal["higher", "lower"] | None
+    rests_on: Literal["labels", "uncertainty", "probabilities"] = "labels"
 
+
+_THRESHOLDS = (75, 50, 25)  # of uncertainty, shown in papers; nothing is filtered at 100
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
@@ -53,6 +57,17 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             Metric("surface_dice", "surface Dice", "", "higher"),
             Metric("volume_ml", "volume", "ml", None),
             Metric("volume_error_ml", "volume error", "ml", "lower"),
+            # Of uncertainty maps, where a run wrote them (modistill.metrics.uncertainty).
+            Metric("qu_score", "QU-BraTS score", "", "higher", "uncertainty"),
+            Metric("qu_trivial", "QU-BraTS score of no uncertainty at all, (Dice + 2) / 3", "", "higher", "uncertainty"),
+            Metric("qu_dice_auc", "QU-BraTS, area under Dice", "", "higher", "uncertainty"),
+            Metric("qu_ftp_auc", "QU-BraTS, area under filtered true positives", "", "lower", "uncertainty"),
+            Metric("qu_ftn_auc", "QU-BraTS, area under filtered true negatives", "", "lower", "uncertainty"),
+            *(Metric(f"qu_dice_{t}", f"Dice of what stays at {t}", "", "higher", "uncertainty") for t in _THRESHOLDS),
+            *(Metric(f"qu_ftp_{t}", f"filtered true positives at {t}", "", "lower", "uncertainty") for t in _THRESHOLDS),
+            *(Metric(f"qu_ftn_{t}", f"filtered true negatives at {t}", "", "lower", "uncertainty") for t in _THRESHOLDS),
+            Metric("uncertainty_mean", "mean uncertainty in the brain", "%", None, "uncertainty"),
+            Metric("ece", "expected calibration error", "", "lower", "probabilities"),
         )
     }
 )
@@ -74,6 +89,8 @@ class Protocol:
             empty reference still count 1 / (n + 1).
         et_minimum_voxels: a predicted enhancing tumour (region ET) below this size counts as none; 0 leaves all. (500 is
             usual where papers do this.)
+        uncertainty: which entropy counts 100 in the uncertainty maps that were scored, as the prediction recorded it; "" where
+            there were none.
 
     Raises:
         RecipeError: a value outside these.
@@ -88,6 +105,7 @@ class Protocol:
     tolerance_mm: float = 1.0
     dice: Literal["brats", "smooth1"] = "brats"
     et_minimum_voxels: int = 0
+    uncertainty: str = ""
 
     def __post_init__(self) -> None:
         choices = {
@@ -114,6 +132,11 @@ class Protocol:
             "pooled": "95th percentile of both directions",
         }
         threshold = f"below {self.et_minimum_voxels} voxels counts as none" if self.et_minimum_voxels else "kept at any size"
+        scale = {
+            "": (),
+            "theoretical": ("uncertainty: 100 is the largest entropy possible",),
+            "case": ("uncertainty: 100 is the largest entropy in the case",),
+        }
         return (
             f"Dice: {'(2I + 1) / (P + G + 1)' if smooth else '2I / (P + G)'}",
             f"HD95: {percentile[self.hausdorff95]}, boundary voxels",
@@ -122,6 +145,7 @@ class Protocol:
             f"empty in one: Dice {'1 / (n + 1) for n voxels' if smooth else '0'}, surface Dice 0, HD95 {self.penalty_mm:g} mm",
             f"no usable prediction (failed): Dice 0, surface Dice 0, HD95 {self.penalty_mm:g} mm in every region",
             f"predicted ET: {threshold}",
+            *scale.get(self.uncertainty, (f"uncertainty: {self.uncertainty}",)),
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -81,14 +81,26 @@ class Scores:
         return tuple(dict.fromkeys(row.region for row in self.rows))
 
     @property
+    def subsets(self) -> tuple[str, ...]:
+        """Sets of modalities the models were given, in the order of their first row."""
+        return tuple(dict.fromkeys(row.available for row in self.rows))
+
+    @property
     def failed(self) -> tuple[str, ...]:
         """Ids of the cases for which some run left no usable prediction, sorted."""
         return tuple(sorted({row.case for row in self.rows if row.status == "failed"}))
 
-    def select(self, *, run: str | None = None, cases: Collection[str] | None = None) -> Scores:
-        """The rows of one run, or of some cases only."""
-        kept = (row for row in self.rows if (run is None or row.run == run) and (cases is None or row.case in cases))
-        return Scores(tuple(kept), self.protocol)
+    def select(self, *, run: str | None = None, cases: Collection[str] | None = None, available: str | None = None) -> Scores:
+        """The rows of one run, of some cases only, or of one set of modalities."""
+
+        def kept(row: Score) -> bool:
+            return (
+                (run is None or row.run == run)
+                and (cases is None or row.case in cases)
+                and (available is None or row.available == available)
+            )
+
+        return Scores(tuple(filter(kept, self.rows)), self.protocol)
 
 
 def write_scores(path: Path, scores: Scores, *, note: dict[str, Any] | None = None) -> None:
@@ -173,19 +185,19 @@ def _parse(row: Sequence[str], path: Path, line: int) -> Score:
 
 
 def refuse_repeated(rows: Iterable[Score], path: Path | None = None) -> None:
-    """Refuse a case that one run scores twice in one region and metric: averages would count it double.
+    """Refuse a case that one run scores twice from the same modalities: averages would count it double.
 
     Raises:
         ScoreError: naming the first such case.
     """
-    seen: set[tuple[str, str, str, str]] = set()
+    seen: set[tuple[str, str, str, str, str]] = set()
     for row in rows:
-        key = (row.run, row.case, row.region, row.metric)
+        key = (row.run, row.available, row.case, row.region, row.metric)
         if key in seen:
             raise ScoreError(
                 f"run {row.run} scores {row.metric} of {row.region} twice",
                 case=row.case,
                 file=path,
-                remedy="give each run, and each set of available modalities, a run name of its own",
+                remedy="give each run a name of its own",
             )
         seen.add(key)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 from modistill.evaluation.comparison import Comparison, ComparisonTable
 from modistill.evaluation.protocol import METRICS
@@ -20,9 +23,15 @@ __all__ = [
     "comparison_markdown",
     "comparison_notes",
     "comparison_tables",
+    "failure_table",
     "number",
+    "subset_means",
+    "subset_table",
     "summary_table",
 ]
+
+
+_DETAILS = frozenset(name for name in METRICS if name.endswith(("_75", "_50", "_25"))) | {"uncertainty_mean"}  # in files only
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ def number(value: float | None, metric: str, *, signed: bool = False) -> str:
 def summary_table(scores: Scores) -> TextTable:
     """Mean, spread and counts for each region and metric of one run."""
     summaries = summarise(scores.rows)
-    metrics = list(dict.fromkeys(metric for _, _, metric in summaries))
+    metrics = [metric for metric in dict.fromkeys(metric for _, _, metric in summaries) if metric not in _DETAILS]
     rows, sections = [], []
     for region in scores.regions:
         for metric in metrics:
@@ -72,6 +81,52 @@ def summary_table(scores: Scores) -> TextTable:
         sections.append(len(rows) - 1)
     header = ("region", "metric", "mean", "SD", "median", "n", "failed", "one empty", "undefined")
     return TextTable(f"{scores.runs[0]}: {len(scores.cases)} cases", header, tuple(rows), tuple(sections))
+
+
+def subset_means(scores: Scores, metric: str = "dice") -> dict[str, dict[str, float]]:
+    """Set of modalities -> region -> mean over cases, each averaged over the runs there are; NaN where nothing is defined."""
+    found: dict[str, dict[str, float]] = {}
+    for subset in scores.subsets:
+        rows = scores.select(available=subset).rows
+        for region in scores.regions:
+            values = [row.value for row in rows if row.region == region and row.metric == metric]
+            defined = [value for value in values if not math.isnan(value)]
+            found.setdefault(subset, {})[region] = sum(defined) / len(defined) if defined else math.nan
+    return found
+
+
+def subset_table(scores: Scores, metric: str = "dice") -> TextTable:
+    """Means over the cases for every set of modalities, and over all sets: the table of papers on missing modalities."""
+    means = subset_means(scores, metric)
+    modalities = tuple(dict.fromkeys(name for subset in means for name in subset.split("+")))
+    rows = [
+        (*("●" if name in subset.split("+") else "○" for name in modalities), *(number(v, metric) for v in values.values()))
+        for subset, values in means.items()
+    ]
+    columns = zip(*(values.values() for values in means.values()), strict=True)
+    overall = tuple(number(sum(column) / len(column), metric) for column in columns)
+    rows.append((*("" for _ in modalities[1:]), "mean", *overall))
+    title = f"{scores.runs[0]}: {_title(metric)}, {len(scores.cases)} cases, {len(means)} subsets"
+    return TextTable(title, (*modalities, *scores.regions), tuple(rows), (len(rows) - 2,))
+
+
+def failure_table(scores: Scores) -> TextTable | None:
+    """Whether uncertain cases are the bad ones: area under the risk-coverage curve, risk 1 - Dice; None without uncertainty."""
+    from modistill.metrics.calibration import aurc
+
+    values = {(row.available, row.region, row.metric, row.case): row.value for row in scores.rows}
+    rows = []
+    for subset in scores.subsets:
+        for region in scores.regions:
+            cases = [case for case in scores.cases if (subset, region, "uncertainty_mean", case) in values]
+            pairs = [(1 - values[subset, region, "dice", c], -values[subset, region, "uncertainty_mean", c]) for c in cases]
+            defined = np.array([pair for pair in pairs if not math.isnan(pair[0])]).reshape(-1, 2)
+            if len(defined):
+                area = aurc(defined[:, 0], defined[:, 1])
+                cells = (f"{value:.3f}" for value in (area.value, area.best, area.random))
+                rows.append((subset, region, *cells, str(len(defined))))
+    header = ("read", "region", "AURC", "best", "random", "n")
+    return TextTable("Failure ranking by mean uncertainty (lower is better)", header, tuple(rows)) if rows else None
 
 
 def comparison_tables(table: ComparisonTable) -> list[TextTable]:

@@ -103,13 +103,14 @@ def _predict_one(predictor: Predictor, case: CaseFiles, output: OutputFolder, pr
         model = predictor.choose(case.modalities, case=case.id)
         if progress is not None:
             progress(case.id, model.name, 0.0)
+        used = model.uses(predictor.allowed(case.modalities))
         made_with = predictor.settings(model) | {
             "convention": predictor.convention(case, model).name,
             "probabilities": output.probabilities,
         }
-        inputs = source_digests(case, model.needs)
+        inputs = source_digests(case, used)
         if output.is_done(case, made_with, inputs):
-            return CaseRow(case.id, "skipped", model.name, model.needs, "done by an earlier run")
+            return CaseRow(case.id, "skipped", model.name, used, "done by an earlier run")
         output.clear(case.id)
 
         def on_window(done: int, total: int) -> None:
@@ -119,7 +120,7 @@ def _predict_one(predictor: Predictor, case: CaseFiles, output: OutputFolder, pr
         found = predictor.predict(case, on_window=on_window)
         output.write(found, made_with, inputs, time.monotonic() - begin)
         seconds = round(time.monotonic() - begin, 2)
-        return CaseRow(case.id, "done", model.name, model.needs, found.reason, seconds=seconds, notices=found.notices)
+        return CaseRow(case.id, "done", model.name, used, found.reason, seconds=seconds, notices=found.notices)
     except ModistillError as error:
         output.clear(case.id)
         seconds = round(time.monotonic() - begin, 2)
@@ -144,7 +145,13 @@ def _report(predictor: Predictor, rows: Sequence[CaseRow], faults: Sequence[str]
         "not_yet": total - len(rows),
         "device": str(predictor.device),
         "models": [
-            {"name": model.name, "needs": list(model.needs), "source": str(model.source), "digest": model.digest}
+            {
+                "name": model.name,
+                "reads": list(model.reads),
+                "any_subset": model.any_subset,
+                "source": str(model.source),
+                "digest": model.digest,
+            }
             for model in predictor.models
         ],
         "faults": list(faults),

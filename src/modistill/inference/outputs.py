@@ -4,6 +4,7 @@
       CASE.nii.gz                        label map on the native grid
       CASE.json                          how it was made; written last, so a case that has one is complete
       probabilities/CASE/REGION.nii.gz   on request: probability of each region, float32; apart, as they are no label maps
+      uncertainty/CASE/REGION.nii.gz     on request: 0 (certain) to 100, and entropy, mutual_information, brain
       report.json                        one entry a case
 
 `CASE.json` holds the digests of the files it vouches for and of those they were made from. A case is *done* when they all
@@ -83,7 +84,8 @@ class OutputFolder:
         """Remove what there is of a case, the record that vouches for it first."""
         self._sidecar(case).unlink(missing_ok=True)
         self._labels(case).unlink(missing_ok=True)
-        shutil.rmtree(self._probabilities(case), ignore_errors=True)
+        for folder in (self._probabilities(case), self._uncertainty(case)):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def write(self, found: Prediction, made_with: Mapping[str, Any], inputs: Mapping[str, str], seconds: float) -> None:
         """Write one case; its record comes last.
@@ -96,6 +98,12 @@ class OutputFolder:
         for region, volume in found.region_probabilities().items() if self.probabilities else ():
             written.append(self._probabilities(found.case) / f"{region}.nii.gz")
             write_volume(written[-1], volume, dtype=np.float32)
+        for name, volume in found.uncertainty.items():
+            written.append(self._uncertainty(found.case) / f"{name}.nii.gz")
+            write_volume(written[-1], volume, dtype=np.float32)
+        if found.brain is not None:
+            written.append(self._uncertainty(found.case) / "brain.nii.gz")
+            write_volume(written[-1], found.brain, dtype=np.uint8)
         names = [str(path.relative_to(self.path)) for path in written]
         record = {
             **_record(found),
@@ -131,6 +139,9 @@ class OutputFolder:
     def _probabilities(self, case: str) -> Path:
         return self.path / "probabilities" / case
 
+    def _uncertainty(self, case: str) -> Path:
+        return self.path / "uncertainty" / case
+
 
 def source_digests(case: CaseFiles, modalities: Sequence[str]) -> dict[str, str]:
     """Modality -> SHA-256 of its file, with the channel of a file that holds several.
@@ -164,7 +175,7 @@ def _record(found: Prediction) -> dict[str, Any]:
     return {
         "case": found.case,
         "run": model.name,
-        "available": list(model.needs),
+        "available": list(found.available),
         "reason": found.reason,
         "notices": list(found.notices),
         "convention": found.convention.name,

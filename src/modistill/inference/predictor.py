@@ -6,69 +6,29 @@ model does not read is never opened: it may be absent, damaged or of another gri
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from modistill.data.case import Case
 from modistill.data.cohort import CaseFiles
 from modistill.data.naming import LabelConvention, conventions
-from modistill.data.preprocessing import Preprocessing
 from modistill.data.volume import Volume
 from modistill.errors import CaseError, LabelError, ModelError, ModistillError, RecipeError
 from modistill.hardware import pick_device, pick_precision, tune_allocator
-from modistill.inference.windows import OnWindow, predict_windows
-from modistill.methods.base import Method
+from modistill.inference.model import Model, smallest_size
+from modistill.inference.sampling import Ensemble, MCDropout, Mirrored, Once, Sampler, require_dropout
+from modistill.inference.windows import OnWindow, sample_windows
+from modistill.methods.base import AnySubsetMethod
 
-__all__ = ["Model", "Prediction", "Predictor", "smallest_size"]
-
-_EDGE, _LONGEST_EDGE = 16, 32  # voxels: the networks halve a volume four times, and must be left with two voxels at least
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A trained method with what it takes to use it on a patient.
-
-    Attributes:
-        name: of the run.
-        method: holds weights for the network that segments, and need not hold any others.
-        preprocessing: at test time; its modalities are the channels of `method.segment`.
-        convention: what the classes are; class index 1, 2, 3 ... in its order.
-        window: voxels (D, H, W) seen at once; None for whole cases.
-        source: the file it was loaded from.
-        digest: SHA-256 of its weights.
-        overlap: of neighbouring windows.
-        mirror: axes (0, 1, 2) over which its predictions are mirrored and averaged.
-
-    Raises:
-        ModelError: method and preprocessing do not speak of the same channels.
-    """
-
-    name: str
-    method: Method
-    preprocessing: Preprocessing
-    convention: LabelConvention
-    window: tuple[int, int, int] | None = None
-    source: Path | None = None
-    digest: str = ""
-    overlap: float = 0.5
-    mirror: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.preprocessing.modalities != self.needs:
-            prepared, read = (", ".join(names) for names in (self.preprocessing.modalities, self.needs))
-            raise ModelError(f"{self.name} reads {read}, its preprocessing makes {prepared}", file=self.source)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The modalities a patient must have, in channel order."""
-        return self.method.available
+__all__ = ["Prediction", "Predictor"]
 
 
 @dataclass(frozen=True)
@@ -80,9 +40,13 @@ class Prediction:
         labels: (D, H, W) uint8 on the case's own grid, in the numbers of `convention`.
         convention: that of the case where its layout tells, else the model's.
         probabilities: (C, D, H, W) float32 on the same grid; class 0 is the background.
-        used_model: the model that was chosen.
+        used_model: the model that was chosen, or the first member of an ensemble.
+        available: the modalities that were read.
         reason: why that one.
         notices: what a user should know about the case, one line each.
+        uncertainty: name -> map (D, H, W) from 0 (certain) to 100, where it was asked for: one of each region, "entropy" and
+            "mutual_information".
+        brain: (D, H, W) uint8, 1 in the brain mask, where uncertainty was asked for.
     """
 
     case: str
@@ -90,8 +54,11 @@ class Prediction:
     convention: LabelConvention
     probabilities: NDArray[np.float32]
     used_model: Model
+    available: tuple[str, ...]
     reason: str
     notices: tuple[str, ...] = ()
+    uncertainty: Mapping[str, Volume] = field(default_factory=dict)
+    brain: Volume | None = None
 
     def region_probabilities(self) -> dict[str, Volume]:
         """Region -> probability (D, H, W) that a voxel belongs to it: the sum over its classes."""
@@ -113,10 +80,16 @@ class Predictor:
         overlap: of neighbouring windows; None as each model says.
         labels: name of the label convention to answer in; None for that of the case.
         batch: windows in one pass.
+        only: the modalities that may be used, whatever else a case has; None for all.
+        passes: of Monte-Carlo dropout, averaged; 0 for the network without dropout.
+        ensemble: average over all models that read the same of a case, instead of choosing the first.
+        seed: of the dropout masks.
+        uncertainty: None, or what counts 100 in the uncertainty maps: "theoretical" (the largest entropy possible) or "case".
 
     Raises:
         RecipeError: no model, no such device, or two models of one name.
         LabelError: no such label convention, or a model has classes that it lacks.
+        ModelError: Monte-Carlo passes asked of a network without dropout.
     """
 
     def __init__(
@@ -129,6 +102,11 @@ class Predictor:
         overlap: float | None = None,
         labels: str | None = None,
         batch: int = 1,
+        only: Collection[str] | None = None,
+        passes: int = 0,
+        ensemble: bool = False,
+        seed: int = 0,
+        uncertainty: Literal["theoretical", "case"] | None = None,
     ) -> None:
         names = [model.name for model in models]
         if not names or len(set(names)) < len(names):
@@ -136,13 +114,16 @@ class Predictor:
         self.models = tuple(models)
         self.device = pick_device(device)
         self.precision = pick_precision(self.device) if precision == "auto" else precision
-        self.mirror, self.overlap, self.batch = mirror, overlap, batch
+        self.mirror, self.overlap, self.batch, self.only = mirror, overlap, batch, only
+        self.passes, self.ensemble, self.seed, self.uncertainty = passes, ensemble, seed, uncertainty
         self.labels = None if labels is None else _convention_named(labels, self.models)
         tune_allocator()
         for model in self.models:
             network = model.method.get_submodule(model.method.deployed).eval().to(self.device)
             if self.device.type == "cuda":
                 network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            if passes:
+                require_dropout(network, model.name)
 
     def choose(self, available: Collection[str], *, case: str | None = None) -> Model:
         """The model that reads most of what is available; of equals, the one given first.
@@ -150,24 +131,31 @@ class Predictor:
         Raises:
             CaseError: every model needs something that is not there; the message lists what the models can serve.
         """
-        fitting = [model for model in self.models if set(model.needs) <= set(available)]
+        available = self.allowed(available)
+        fitting = [model for model in self.models if model.uses(available)]
         if fitting:
-            return max(fitting, key=lambda model: len(model.needs))  # max keeps the first of equals
+            return max(fitting, key=lambda model: len(model.uses(available)))  # max keeps the first of equals
         lacking = {name for model in self.models for name in _lacking(model, available)}
         raise CaseError(
             f"has {', '.join(available) or 'nothing'}, lacks {', '.join(sorted(lacking))}: no model can serve that",
             case=case,
-            remedy="; ".join(f"{model.name} needs {'+'.join(model.needs)}" for model in self.models),
+            remedy="; ".join(f"{model.name} {model.demand()}" for model in self.models),
         )
+
+    def allowed(self, available: Collection[str]) -> tuple[str, ...]:
+        """Those of a case's modalities that may be used."""
+        return tuple(name for name in available if self.only is None or name in self.only)
 
     def why(self, chosen: Model, available: Collection[str]) -> str:
         """In words, why a case with these modalities is given to this model."""
-        parts = [f"{chosen.name} reads {', '.join(chosen.needs)}"]
+        available = self.allowed(available)
+        used = chosen.uses(available)
+        parts = [f"{chosen.name} reads {', '.join(used)}"]
         for other in self.models:
-            if lacking := _lacking(other, available):
-                parts.append(f"{other.name} would need {', '.join(lacking)}, which the case lacks")
+            if not other.uses(available):
+                parts.append(f"{other.name} would need {', '.join(_lacking(other, available))}, which the case lacks")
             elif other is not chosen:
-                equal = len(other.needs) == len(chosen.needs)
+                equal = len(other.uses(available)) == len(used)
                 parts.append(f"{other.name} fits too, but {'was given later' if equal else 'reads less of it'}")
         return "; ".join(parts)
 
@@ -187,7 +175,24 @@ class Predictor:
             "mirror": list(self._mirror(model)),
             "precision": self.precision,
             "preprocessing": model.preprocessing.to_json(),
+            "passes": self.passes,
+            "seed": self.seed if self.passes else None,
+            "ensemble": [other.digest for other in self.models] if self.ensemble else None,
+            "uncertainty": self.uncertainty,
         }
+
+    def members(self, model: Model, used: tuple[str, ...]) -> tuple[Model, ...]:
+        """The models whose answers are averaged: the chosen one and, in an ensemble, all that can stand beside it."""
+
+        def alike(other: Model) -> bool:
+            same = (other.preprocessing, other.convention, other.window) == (
+                model.preprocessing,
+                model.convention,
+                model.window,
+            )
+            return same and other.uses(used) == used
+
+        return tuple(filter(alike, self.models)) if self.ensemble else (model,)
 
     def predict(self, case: Case | CaseFiles, *, on_window: OnWindow | None = None) -> Prediction:
         """Segment one case.
@@ -204,40 +209,74 @@ class Predictor:
         try:
             model = self.choose(case.modalities)
             reason = self.why(model, case.modalities)
-            case = _reduced(case, model.needs)
-            return self._predict(case, model, reason, on_window)
+            used = model.uses(self.allowed(case.modalities))
+            return self._predict(_reduced(case, used), model, used, reason, on_window)
         except ModistillError as error:
             raise error.at(case.id) from error.__cause__
 
-    def _predict(self, case: Case, model: Model, reason: str, on_window: OnWindow | None) -> Prediction:
-        prepared = model.preprocessing.apply(case)
-        maps = self._probabilities(model, prepared.images, on_window)
-        classes = len(model.convention.values) + 1
-        if len(maps) != classes:
-            raise ModelError(f"gives {len(maps)} classes, its convention has {classes} with background", file=model.source)
-        background = np.eye(classes)[0]  # where the crop did not look
-        restored = model.preprocessing.restore(maps, prepared.geometry, outside=background)
+    def _predict(self, case: Case, model: Model, used: tuple[str, ...], reason: str, on_window: OnWindow | None) -> Prediction:
+        preprocessing = model.preprocessing
+        if model.any_subset:  # mask and crop rest on what there is
+            preprocessing = replace(preprocessing, available=_first_not_empty(preprocessing.available, used))
+        prepared = preprocessing.apply(case)
+        members = self.members(model, used)
+        if len(members) > 1:
+            reason += f"; averaged over {', '.join(member.name for member in members)}"
+        maps = self.maps(members, used, prepared.images, on_window)
+        classes = len(maps) - (self.uncertainty is not None)
+        if classes != len(model.convention.values) + 1:
+            expected = len(model.convention.values) + 1
+            raise ModelError(f"gives {classes} classes, its convention has {expected} with background", file=model.source)
+        background = np.eye(len(maps))[0]  # where the crop did not look: certainly background
+        restored = preprocessing.restore(maps, prepared.geometry, outside=background)
+        probabilities = restored[:classes]
         convention = self.convention(case, model)
         numbers = np.array([0, *(convention.values[name] for name in model.convention.values)], dtype=np.uint8)
-        labels = case.grid.with_voxels(numbers[restored.argmax(axis=0)])
+        labels = case.grid.with_voxels(numbers[probabilities.argmax(axis=0)])
         notices = prepared.notices
         if prepared.geometry.is_cut:
             notices += ("larger than the size the model reads: what lies outside is called background",)
         size = prepared.geometry.prepared_shape
         if any(n < least for n, least in zip(size, smallest_size(size), strict=True)):
             notices += (f"only {'x'.join(map(str, size))} voxels: padded with zeros for the network",)
-        return Prediction(case.id, labels, convention, restored, model, reason, notices)
+        found = Prediction(case.id, labels, convention, probabilities, model, used, reason, notices)
+        if self.uncertainty is None:
+            return found
+        brain = preprocessing.restore(prepared.mask[None].astype(np.uint8), prepared.geometry)[0]
+        maps_of = _uncertainty(found, restored[classes], self.uncertainty)
+        return replace(found, uncertainty=maps_of, brain=case.grid.with_voxels(brain))
 
-    def _probabilities(self, model: Model, images: NDArray[np.float32], on_window: OnWindow | None) -> NDArray[np.float32]:
-        """(M, D, H, W) prepared images -> (C, D, H, W) probabilities."""
+    def maps(
+        self,
+        members: Sequence[Model],
+        used: tuple[str, ...],
+        images: NDArray[np.float32],
+        on_window: OnWindow | None = None,
+    ) -> NDArray[np.float32]:
+        """Mean probabilities on the prepared grid.
+
+        Args:
+            members: what is averaged.
+            used: the modalities that count, of those that the members read.
+            images: (M, D, H, W), prepared; of modalities that do not count, whatever.
+            on_window: told how many windows are done.
+
+        Returns:
+            (C, D, H, W), and their mean entropy as one more channel where uncertainty is asked for.
+
+        Raises:
+            ModelError: the network's output is not finite, or the volume does not fit into memory.
+        """
+        model = members[0]
+        sampler = Mirrored(Ensemble([self._sampler(member, used) for member in members]), self._mirror(model))
         try:
             with self._arithmetic():
-                maps = predict_windows(
-                    model.method.segment,
+                maps = sample_windows(
+                    sampler,
                     torch.from_numpy(images),
+                    entropy=self.uncertainty is not None,
                     window=model.window,
                     overlap=self._overlap(model),
-                    mirror=self._mirror(model),
                     batch=self.batch,
                     minimum=smallest_size(images.shape[1:]),
                     device=self.device,
@@ -251,6 +290,17 @@ class Predictor:
             raise ModelError(
                 f"{size} voxels do not fit into the memory of {self.device}", remedy="try --device cpu, or a smaller window"
             ) from error
+
+    def _sampler(self, model: Model, used: tuple[str, ...]) -> Sampler:
+        """What a model answers to a window of a patient with these modalities."""
+        method = model.method
+        segment: Callable[[Tensor], Tensor] = method.segment
+        if isinstance(method, AnySubsetMethod):
+            presence = torch.tensor([name in used for name in model.reads], device=self.device)
+            segment = partial(_segment_subset, method, presence)
+        if not self.passes:
+            return Once(segment)
+        return MCDropout(segment, method.get_submodule(method.deployed), passes=self.passes, seed=self.seed)
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16-mixed" else nullcontext()
@@ -269,15 +319,29 @@ def _reduced(case: Case | CaseFiles, modalities: tuple[str, ...]) -> Case:
     return Case(case.id, {name: case.images[name] for name in modalities}, convention=case.convention)
 
 
-def smallest_size(size: Sequence[int]) -> tuple[int, int, int]:
-    """The size to which a volume must be padded, at least, for a network to read it."""
-    longest = max(range(3), key=lambda axis: size[axis])
-    d, h, w = (_LONGEST_EDGE if axis == longest else _EDGE for axis in range(3))
-    return d, h, w
+def _segment_subset(method: AnySubsetMethod, presence: Tensor, images: Tensor) -> Tensor:
+    """Logits of windows (B, A, d, h, w) of one patient, who has what `presence` (A,) marks."""
+    return method.segment_subset(images, presence.expand(len(images), -1))
+
+
+def _first_not_empty(wanted: tuple[str, ...], there: tuple[str, ...]) -> tuple[str, ...]:
+    """Those wanted that are there, or else all that are there."""
+    return tuple(name for name in wanted if name in there) or there
+
+
+def _uncertainty(found: Prediction, expected: NDArray[np.float32], scale: Literal["theoretical", "case"]) -> dict[str, Volume]:
+    """The maps from 0 to 100: of each region, of all classes together, and how much of that is disagreement."""
+    from modistill.metrics.uncertainty import entropy, mutual_information, predictive_uncertainty, region_uncertainty
+
+    p = found.probabilities
+    maps = {name: region_uncertainty(q.voxels, scale=scale) for name, q in found.region_probabilities().items()}
+    maps["entropy"] = predictive_uncertainty(p, scale=scale)
+    maps["mutual_information"] = mutual_information(entropy(p), expected, len(p), scale=scale)
+    return {name: found.labels.with_voxels(values.astype(np.float32)) for name, values in maps.items()}
 
 
 def _lacking(model: Model, available: Collection[str]) -> list[str]:
-    return [name for name in model.needs if name not in available]
+    return [name for name in model.reads if name not in available]
 
 
 def _classes_lacking(model: Model, convention: LabelConvention) -> list[str]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import combinations
 from typing import TypeAlias
 
 import torch
@@ -23,8 +22,9 @@ from torch.nn import functional
 
 from modistill.data.geometry import Triple, centred
 from modistill.errors import ModelError, RecipeError
+from modistill.inference.sampling import Mirrored, Once, Sampler
 
-__all__ = ["OnWindow", "blend_windows", "count_windows", "predict_windows"]
+__all__ = ["OnWindow", "blend_windows", "count_windows", "predict_windows", "sample_windows"]
 
 OnWindow: TypeAlias = Callable[[int, int], None]  # windows done, windows in all
 
@@ -61,24 +61,58 @@ def predict_windows(
         ModelError: a logit is NaN or infinite.
         RecipeError: window, overlap or mirrored axes that make no sense.
     """
-    if any(axis not in (0, 1, 2) for axis in mirror) or len(set(mirror)) < len(mirror):
-        raise RecipeError(f"mirror names axes 0, 1, 2, each once at most; got {list(mirror)}")
-    views = [chosen for count in range(len(mirror) + 1) for chosen in combinations([axis + 2 for axis in mirror], count)]
+    sampler = Mirrored(Once(segment), mirror)
+    windows = {"window": window, "overlap": overlap, "batch": batch, "minimum": minimum}
+    return sample_windows(sampler, images, device=device, on_window=on_window, **windows)  # type: ignore[arg-type]
+
+
+def sample_windows(
+    sampler: Sampler,
+    images: Tensor,
+    *,
+    entropy: bool = False,
+    window: Triple | None = None,
+    overlap: float = 0.5,
+    batch: int = 1,
+    minimum: Triple = (1, 1, 1),
+    device: torch.device | str = "cpu",
+    on_window: OnWindow | None = None,
+) -> Tensor:
+    """Mean class probabilities of a whole volume over everything that a sampler answers.
+
+    Sums run along with the samples: 100 passes need the memory of one.
+
+    Args:
+        sampler: images (B, M, d, h, w) -> several logits (B, C, d, h, w), on `device`.
+        images: (M, D, H, W).
+        entropy: also give the mean over the samples of -sum_c p_c ln p_c, as one more channel.
+        window: as for `predict_windows`.
+        overlap: as for `predict_windows`.
+        batch: as for `predict_windows`.
+        minimum: as for `predict_windows`.
+        device: as for `predict_windows`.
+        on_window: as for `predict_windows`.
+
+    Returns:
+        (C, D, H, W) float32, or (C + 1, D, H, W) with the mean entropy (in nats) last.
+
+    Raises:
+        ModelError: a logit is NaN or infinite.
+        RecipeError: a window or overlap that makes no sense.
+    """
     finite = torch.ones((), dtype=torch.bool, device=device)
 
-    def seen(patches: Tensor, view: tuple[int, ...]) -> Tensor:
-        nonlocal finite
-        logits = segment(patches.flip(view) if view else patches).float()
-        finite = finite & torch.isfinite(logits.sum())  # a sum carries NaN and infinity, and needs no copy
-        probabilities = logits.softmax(dim=1)
-        return probabilities.flip(view) if view else probabilities
-
     def averaged(patches: Tensor) -> Tensor:
-        first, *others = views
-        total = seen(patches, first)
-        for view in others:
-            total = total + seen(patches, view)
-        return total / len(views) if others else total
+        nonlocal finite
+        total, count = torch.zeros(()), 0
+        for logits in sampler(patches):
+            logits, count = logits.float(), count + 1
+            finite = finite & torch.isfinite(logits.sum())  # a sum carries NaN and infinity, and needs no copy
+            p = logits.softmax(dim=1)
+            if entropy:
+                p = torch.cat([p, torch.special.entr(p).sum(dim=1, keepdim=True)], dim=1)
+            total = p if count == 1 else total.add_(p)
+        return total if count == 1 else total.div_(count)
 
     with torch.inference_mode():
         blended = blend_windows(

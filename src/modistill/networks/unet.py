@@ -107,6 +107,11 @@ class UNet(nn.Module):
         self.out = CONVOLUTION[dims](k, classes, kernel_size=1)
         self._initialise()
 
+    @property
+    def before_dropout(self) -> tuple[str, ...]:
+        """The blocks whose output no dropout has touched."""
+        return () if self.d1.dropout.p else ("d1",)
+
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):

@@ -20,6 +20,8 @@ from modistill.data.nifti import read_labels, read_volumes
 from modistill.data.regions import Regions
 from modistill.data.volume import require_same_grid
 from modistill.errors import CaseError
+from modistill.evaluation.protocol import METRICS
+from modistill.evaluation.tables import subset_means
 from modistill.files import read_json, write_file
 from modistill.log import LogRow, read_log
 from modistill.metrics.overlap import dice
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["REGION_COLOURS", "CaseView", "draw_predictions", "figure_cases", "plot_progress", "view_case"]
+    from modistill.evaluation.scores import Scores
+
+__all__ = ["REGION_COLOURS", "CaseView", "draw_predictions", "figure_cases", "plot_progress", "plot_subsets", "view_case"]
 
 REGION_COLOURS: Mapping[str, str] = {"WT": "#56B4E9", "TC": "#E8B800", "ET": "#D55E00"}
 _OTHER_COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#8C564B", "#7F7F7F")  # Okabe and Ito's palette, and two more
@@ -177,6 +181,41 @@ def plot_progress(log_csv: Path, out: Path) -> None:
     for panel, (title, lines) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
         _curves(panel, title, lines)
         panel.set_xlim(0.5, max(row.epoch for row in rows) + 1.5)
+    _save(figure, out)
+
+
+def plot_subsets(scores: Scores, out: Path, metric: str = "dice") -> None:
+    """Means over the cases as a heat map: a row for every set of modalities, a column for every region.
+
+    Args:
+        scores: of one arm, from several sets of modalities.
+        out: the PNG file.
+        metric: a share from 0 to 1, such as "dice".
+    """
+    from matplotlib.figure import Figure
+
+    means = subset_means(scores, metric)
+    modalities = list(dict.fromkeys(name for subset in means for name in subset.split("+")))
+    values = np.array([list(row.values()) for row in means.values()])
+    size = (0.42 * len(modalities) + 0.75 * values.shape[1] + 0.9, 0.27 * len(values) + 1.0)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    widths = [0.42 * len(modalities), 0.75 * values.shape[1]]
+    dots, heat = figure.subplots(1, 2, sharey=True, width_ratios=widths)
+    for row, subset in enumerate(means):
+        for column, name in enumerate(modalities):
+            there = name in subset.split("+")
+            dots.plot(column, row, "o", ms=6, mfc=_INK if there else "white", mec=_INK if there else _PALE, mew=0.8)
+    dots.set(xticks=range(len(modalities)), xlim=(-0.6, len(modalities) - 0.4), yticks=[])
+    dots.set_xticklabels(modalities, fontsize=8, rotation=45, ha="left", rotation_mode="anchor")
+    heat.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        shown = "–" if np.isnan(value) else f"{value:.2f}"
+        heat.text(column, row, shown, ha="center", va="center", fontsize=8, color="black" if value > 0.6 else "white")
+    heat.set(xticks=range(values.shape[1]), xticklabels=list(scores.regions))
+    for panel in (dots, heat):
+        panel.tick_params(length=0, labelsize=8, top=True, labeltop=True, bottom=False, labelbottom=False, left=False)
+        panel.spines[:].set_visible(False)
+    figure.supxlabel(f"{scores.runs[0]}: mean {METRICS[metric].title}, {len(scores.cases)} cases", fontsize=7.5, color=_PALE)
     _save(figure, out)
 
 

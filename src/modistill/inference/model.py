@@ -1,0 +1,77 @@
+"""A trained method, and what it takes to use it on a patient."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from modistill.data.naming import LabelConvention
+from modistill.data.preprocessing import Preprocessing
+from modistill.errors import ModelError
+from modistill.methods.base import AnySubsetMethod, Method
+
+__all__ = ["Model", "smallest_size"]
+
+_EDGE, _LONGEST_EDGE = 16, 32  # voxels: the networks halve a volume four times, and must be left with two voxels at least
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A trained method with what it takes to use it on a patient.
+
+    Attributes:
+        name: of the run.
+        method: holds weights for the network that segments, and need not hold any others.
+        preprocessing: at test time; its modalities are the channels of `method.segment`.
+        convention: what the classes are; class index 1, 2, 3 ... in its order.
+        window: voxels (D, H, W) seen at once; None for whole cases.
+        source: the file it was loaded from.
+        digest: SHA-256 of its weights.
+        overlap: of neighbouring windows.
+        mirror: axes (0, 1, 2) over which its predictions are mirrored and averaged.
+
+    Raises:
+        ModelError: method and preprocessing do not speak of the same channels.
+    """
+
+    name: str
+    method: Method
+    preprocessing: Preprocessing
+    convention: LabelConvention
+    window: tuple[int, int, int] | None = None
+    source: Path | None = None
+    digest: str = ""
+    overlap: float = 0.5
+    mirror: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.preprocessing.modalities != self.reads:
+            prepared, read = (", ".join(names) for names in (self.preprocessing.modalities, self.reads))
+            raise ModelError(f"{self.name} reads {read}, its preprocessing makes {prepared}", file=self.source)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The modalities it can make use of, in channel order."""
+        return self.method.available
+
+    @property
+    def any_subset(self) -> bool:
+        """Whether some of these are enough; else a patient must have them all."""
+        return isinstance(self.method, AnySubsetMethod)
+
+    def uses(self, available: Collection[str]) -> tuple[str, ...]:
+        """Those of the available modalities that it reads, in channel order; none if it cannot serve such a patient."""
+        found = tuple(name for name in self.reads if name in available)
+        return found if self.any_subset or found == self.reads else ()
+
+    def demand(self) -> str:
+        """What it asks of a patient, in words."""
+        return f"{'needs one or more of ' if self.any_subset else 'needs '}{'+'.join(self.reads)}"
+
+
+def smallest_size(size: Sequence[int]) -> tuple[int, int, int]:
+    """The size to which a volume must be padded, at least, for a network to read it."""
+    longest = max(range(3), key=lambda axis: size[axis])
+    d, h, w = (_LONGEST_EDGE if axis == longest else _EDGE for axis in range(3))
+    return d, h, w
