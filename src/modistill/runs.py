@@ -31,7 +31,7 @@ from modistill.files import run_lock, write_json
 from modistill.inference.model import Model, smallest_size
 from modistill.inference.windows import predict_windows
 from modistill.methods import load_method
-from modistill.methods.base import Method
+from modistill.methods.base import AnySubsetMethod, Method
 from modistill.metrics.overlap import dice
 from modistill.recipe import Inference, MethodChoice, Recipe, build, check, load_recipe, save_recipe, takes
 from modistill.training import Status, TrainingSettings, fit
@@ -79,7 +79,7 @@ def train(
     recipe = resolve(recipe, cohort.plan)
     torch.manual_seed(settings.seed)
     method = build_method(recipe)
-    _require_modalities(method, cohort.plan)
+    _require_modalities(method, cohort)
     if resume and not (output / "recipe.yaml").is_file():
         raise ModelError("no run here to resume", file=output, remedy="leave out --resume to begin one")
     if not resume:
@@ -180,11 +180,24 @@ def _classes(plan: Plan) -> list[str]:
     return ["background", *conventions[plan.convention].values]
 
 
-def _require_modalities(method: Method, plan: Plan) -> None:
-    foreign = [name for name in method.modalities if name not in plan.preprocessing.modalities]
+def _require_modalities(method: Method, cohort: PreparedCohort) -> None:
+    """Refuse a cohort that lacks what the method reads: as a whole, or in cases of a method that needs everything."""
+    prepared = cohort.plan.preprocessing.modalities
+    foreign = [name for name in method.modalities if name not in prepared]
     if foreign:
-        known = ", ".join(plan.preprocessing.modalities)
-        raise RecipeError(f"method reads {', '.join(foreign)}, the prepared cases hold {known}")
+        raise RecipeError(f"method reads {', '.join(foreign)}, the prepared cases hold {', '.join(prepared)}")
+    if isinstance(method, AnySubsetMethod):
+        return
+    read = [prepared.index(name) for name in method.modalities]
+    used = (*cohort.ids("train"), *cohort.ids("validation"))
+    if lacking := [case for case in used if not all(cohort.entry(case).presence[index] for index in read)]:
+        case = lacking[0]
+        names = ", ".join(prepared[index] for index in read if not cohort.entry(case).presence[index])
+        raise RecipeError(
+            f"{len(lacking)} of {len(used)} cases lack what the method reads, such as {case}: {names}",
+            file=cohort.folder,
+            remedy="leave them out of the split, or train a method of any subset (see `modistill methods`)",
+        )
 
 
 def _open(output: Path, recipe: Recipe, cohort: PreparedCohort, resume: bool) -> None:
@@ -314,8 +327,9 @@ def _validation(recipe: Recipe, cohort: PreparedCohort, method: Method) -> Calla
         for case in ids:
             prepared = cohort.read(case)
             images = torch.from_numpy(prepared.images[channels])
+            has = [bool(there) for there in prepared.presence[channels]]
             found = predict_windows(
-                trained.segment,
+                trained.for_patient(has) if isinstance(trained, AnySubsetMethod) else trained.segment,
                 images,
                 window=inference.window,
                 overlap=inference.overlap,

@@ -6,6 +6,8 @@ from modistill.errors import ModelError
 from modistill.networks.critic import HierarchicalCritic
 from modistill.networks.unet import UNet
 
+KINDS = [{}, {"hierarchical": False}, {"hierarchical": False, "widths": "inputs"}]
+
 
 def count(module):
     return sum(parameter.numel() for parameter in module.parameters())
@@ -24,19 +26,19 @@ def plain(critic, logits, images, f):
     return critic.out(x)
 
 
-def example(dims=3, size=(32, 48, 32), batch=1, hierarchical=True):
+def example(dims=3, size=(32, 48, 32), batch=1, **kind):
     torch.manual_seed(0)
     net = UNet(in_channels=2, classes=3, width=2, dropout=0, dims=dims)
-    critic = HierarchicalCritic(5, width=2, dims=dims, hierarchical=hierarchical)
+    critic = HierarchicalCritic(5, width=2, dims=dims, **kind)
     images = torch.randn(batch, 2, *size)
     return net, critic, images
 
 
 def test_parameters_of_every_layer():
     with torch.device("meta"):
-        critic, flat = HierarchicalCritic(7), HierarchicalCritic(7, hierarchical=False)
+        critic, *flat = (HierarchicalCritic(7, **kind) for kind in KINDS)
     assert [count(layer) for layer in critic.children()] == [57_472, 4_194_560, 16_777_728, 67_109_888, 65_536]
-    assert (count(critic), count(flat)) == (88_205_184, 44_164_992)
+    assert [count(critic), *map(count, flat)] == [88_205_184, 44_164_992, 109_234_944]
     assert critic.state_dict()["conv2.weight"].shape == (256, 256, 4, 4, 4)
     assert critic.out.bias is None
 
@@ -56,12 +58,12 @@ def test_patches_of_a_square(size, patches):
     assert critic(logits, images, features).shape == (1, 1, patches, patches)
 
 
-@pytest.mark.parametrize("hierarchical", [True, False])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize(
     ("dims", "size", "batch"), [(3, (32, 48, 32), 1), (3, (33, 35, 47), 1), (2, (64, 48), 1), (2, (35, 50), 2)]
 )
-def test_equals_the_plain_form(dims, size, batch, hierarchical):
-    net, critic, images = (part.double() for part in example(dims, size, batch, hierarchical))
+def test_equals_the_plain_form(dims, size, batch, kind):
+    net, critic, images = (part.double() for part in example(dims, size, batch, **kind))
     logits, features = net.with_features(images)
     ours, theirs = critic(logits, images, features), plain(critic, logits, images, features)
     torch.testing.assert_close(ours, theirs)

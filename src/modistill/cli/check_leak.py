@@ -11,7 +11,7 @@ import typer
 def command(
     run: Annotated[Path, typer.Argument(help="Run folder of a trained model.")],
     case: Annotated[
-        Path, typer.Argument(help="Case folder with every sequence, or a folder of cases (the first complete one).")
+        Path, typer.Argument(help="A case with every sequence, or a folder of cases (one that is complete).")
     ],
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:

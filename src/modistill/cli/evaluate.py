@@ -89,7 +89,8 @@ def command(
         from modistill.report.figures import plot_subsets
 
         plot_subsets(evaluation.scores, place.with_suffix(".png"))
-    print_notes([f"protocol {protocol.digest}:", *(f"  {rule}" for rule in protocol.describe()), f"rows: {place}"])
+    used = evaluation.scores.protocol
+    print_notes([f"protocol {used.digest}:", *(f"  {rule}" for rule in used.describe()), f"rows: {place}"])
     _finish(evaluation)
 
 

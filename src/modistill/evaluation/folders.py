@@ -186,7 +186,8 @@ def evaluate_subsets(predictions: Path, references: Path, **how: Any) -> Evaluat
     folders = [path for path in Path(predictions).glob("*") if path.is_dir() and any(path.glob("*.nii*"))]
     if not folders:
         raise FileError("holds no folders of predictions", file=predictions, remedy="run `modistill predict --subsets`")
-    folders.sort(key=lambda path: (path.name.count("+"), path.name))
+    names = max((path.name.split("+") for path in folders), key=len)
+    folders.sort(key=lambda path: (path.name.count("+"), [names.index(n) for n in path.name.split("+") if n in names]))
     found = {path.name: evaluate_folders(path, references, **how) for path in folders}
     protocols = {one.scores.protocol for one in found.values()}
     if len(protocols) > 1:

@@ -58,16 +58,16 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             Metric("volume_ml", "volume", "ml", None),
             Metric("volume_error_ml", "volume error", "ml", "lower"),
             # Of uncertainty maps, where a run wrote them (modistill.metrics.uncertainty).
-            Metric("qu_score", "QU-BraTS score", "", "higher", "uncertainty"),
-            Metric("qu_trivial", "QU-BraTS score of no uncertainty at all, (Dice + 2) / 3", "", "higher", "uncertainty"),
-            Metric("qu_dice_auc", "QU-BraTS, area under Dice", "", "higher", "uncertainty"),
-            Metric("qu_ftp_auc", "QU-BraTS, area under filtered true positives", "", "lower", "uncertainty"),
-            Metric("qu_ftn_auc", "QU-BraTS, area under filtered true negatives", "", "lower", "uncertainty"),
+            Metric("qu_score", "QU-BraTS", "", "higher", "uncertainty"),
+            Metric("qu_trivial", "QU-BraTS of a map of zeros", "", "higher", "uncertainty"),
+            Metric("qu_dice_auc", "area under Dice", "", "higher", "uncertainty"),
+            Metric("qu_ftp_auc", "area under filtered TP", "", "lower", "uncertainty"),
+            Metric("qu_ftn_auc", "area under filtered TN", "", "lower", "uncertainty"),
             *(Metric(f"qu_dice_{t}", f"Dice of what stays at {t}", "", "higher", "uncertainty") for t in _THRESHOLDS),
-            *(Metric(f"qu_ftp_{t}", f"filtered true positives at {t}", "", "lower", "uncertainty") for t in _THRESHOLDS),
-            *(Metric(f"qu_ftn_{t}", f"filtered true negatives at {t}", "", "lower", "uncertainty") for t in _THRESHOLDS),
+            *(Metric(f"qu_ftp_{t}", f"filtered TP at {t}", "", "lower", "uncertainty") for t in _THRESHOLDS),
+            *(Metric(f"qu_ftn_{t}", f"filtered TN at {t}", "", "lower", "uncertainty") for t in _THRESHOLDS),
             Metric("uncertainty_mean", "mean uncertainty in the brain", "%", None, "uncertainty"),
-            Metric("ece", "expected calibration error", "", "lower", "probabilities"),
+            Metric("ece", "calibration error", "", "lower", "probabilities"),
         )
     }
 )

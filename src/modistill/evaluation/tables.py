@@ -24,6 +24,7 @@ __all__ = [
     "comparison_notes",
     "comparison_tables",
     "failure_table",
+    "modalities_of",
     "number",
     "subset_means",
     "subset_table",
@@ -95,10 +96,16 @@ def subset_means(scores: Scores, metric: str = "dice") -> dict[str, dict[str, fl
     return found
 
 
+def modalities_of(subsets: Iterable[str]) -> tuple[str, ...]:
+    """All modalities of sets written like "t1+flair", in the order of the largest set."""
+    ordered = sorted(subsets, key=lambda subset: -subset.count("+"))
+    return tuple(dict.fromkeys(name for subset in ordered for name in subset.split("+")))
+
+
 def subset_table(scores: Scores, metric: str = "dice") -> TextTable:
     """Means over the cases for every set of modalities, and over all sets: the table of papers on missing modalities."""
     means = subset_means(scores, metric)
-    modalities = tuple(dict.fromkeys(name for subset in means for name in subset.split("+")))
+    modalities = modalities_of(means)
     rows = [
         (*("●" if name in subset.split("+") else "○" for name in modalities), *(number(v, metric) for v in values.values()))
         for subset, values in means.items()
@@ -126,7 +133,7 @@ def failure_table(scores: Scores) -> TextTable | None:
                 cells = (f"{value:.3f}" for value in (area.value, area.best, area.random))
                 rows.append((subset, region, *cells, str(len(defined))))
     header = ("read", "region", "AURC", "best", "random", "n")
-    return TextTable("Failure ranking by mean uncertainty (lower is better)", header, tuple(rows)) if rows else None
+    return TextTable("Failure ranking, lower is better", header, tuple(rows)) if rows else None
 
 
 def comparison_tables(table: ComparisonTable) -> list[TextTable]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -296,8 +295,7 @@ class Predictor:
         method = model.method
         segment: Callable[[Tensor], Tensor] = method.segment
         if isinstance(method, AnySubsetMethod):
-            presence = torch.tensor([name in used for name in model.reads], device=self.device)
-            segment = partial(_segment_subset, method, presence)
+            segment = method.for_patient([name in used for name in model.reads])
         if not self.passes:
             return Once(segment)
         return MCDropout(segment, method.get_submodule(method.deployed), passes=self.passes, seed=self.seed)
@@ -317,11 +315,6 @@ def _reduced(case: Case | CaseFiles, modalities: tuple[str, ...]) -> Case:
     if isinstance(case, CaseFiles):
         return case.read(modalities, with_labels=False)
     return Case(case.id, {name: case.images[name] for name in modalities}, convention=case.convention)
-
-
-def _segment_subset(method: AnySubsetMethod, presence: Tensor, images: Tensor) -> Tensor:
-    """Logits of windows (B, A, d, h, w) of one patient, who has what `presence` (A,) marks."""
-    return method.segment_subset(images, presence.expand(len(images), -1))
 
 
 def _first_not_empty(wanted: tuple[str, ...], there: tuple[str, ...]) -> tuple[str, ...]:

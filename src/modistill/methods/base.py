@@ -74,6 +74,15 @@ class AnySubsetMethod(Method):
             presence: (B, A) bool, at least one true in every row.
         """
 
+    def for_patient(self, has: Sequence[bool]) -> Callable[[Tensor], Tensor]:
+        """`segment` for windows (B, A, *spatial) of one patient, who `has` (A,) these modalities."""
+
+        def segment(images: Tensor) -> Tensor:
+            presence = torch.tensor(has, dtype=torch.bool, device=images.device)
+            return self.segment_subset(images, presence.expand(len(images), -1))
+
+        return segment
+
     def segment(self, images: Tensor) -> Tensor:
         """Logits (B, C, *spatial) of cases that have all modalities."""
         return self.segment_subset(images, torch.ones(images.shape[:2], dtype=torch.bool, device=images.device))

@@ -14,11 +14,13 @@ out    conv4                                    1      1/16 - 1
 =====  =======================================  =====  ==========
 
 Convolutions are 4x4x4; conv1 to conv4 have stride 2 and LeakyReLU (slope 0.2), conv2 to conv4 an instance norm without learned
-parameters before it; `out` has stride 1, no bias and no activation. Without the hierarchy (AD-Net) the maps are left out and
-the output widths kept; the paper leaves open which of the widths it kept.
+parameters before it; `out` has stride 1, no bias and no activation. Without the hierarchy (AD-Net) the maps are left out, and
+either the output widths or the input widths (conv2 to conv4: 8k, 16k, 32k) can be kept; the paper leaves open which.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
@@ -40,6 +42,7 @@ class HierarchicalCritic(nn.Module):
         dims: 2 or 3.
         hierarchical: read the U-Net's features; False gives the critic of AD-Net, which sees the segmentation only.
         slope: of LeakyReLU for negative values.
+        widths: without the hierarchy, whether the layers keep the widths of their "outputs" or of their "inputs".
 
     Weights start as PyTorch's convolutions do.
 
@@ -51,15 +54,24 @@ class HierarchicalCritic(nn.Module):
         88205184
     """
 
-    def __init__(self, in_channels: int, width: int = 32, dims: int = 3, hierarchical: bool = True, slope: float = 0.2) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        width: int = 32,
+        dims: int = 3,
+        hierarchical: bool = True,
+        slope: float = 0.2,
+        widths: Literal["outputs", "inputs"] = "outputs",
+    ) -> None:
         super().__init__()
         self.in_channels, self.dims, self.hierarchical, self.slope = in_channels, dims, hierarchical, slope
         k, convolution = width, CONVOLUTION[dims]
+        w1, w2, w3 = (4 * k, 8 * k, 16 * k) if hierarchical or widths == "outputs" else (8 * k, 16 * k, 32 * k)
         shared = 2 if hierarchical else 1  # the maps of the U-Net double what a layer reads
-        self.conv1 = convolution(in_channels, 4 * k, 4, stride=2, padding=1)
-        self.conv2 = convolution(shared * 4 * k, 8 * k, 4, stride=2, padding=1)
-        self.conv3 = convolution(shared * 8 * k, 16 * k, 4, stride=2, padding=1)
-        self.conv4 = convolution(shared * 16 * k, 32 * k, 4, stride=2, padding=1)
+        self.conv1 = convolution(in_channels, w1, 4, stride=2, padding=1)
+        self.conv2 = convolution(shared * w1, w2, 4, stride=2, padding=1)
+        self.conv3 = convolution(shared * w2, w3, 4, stride=2, padding=1)
+        self.conv4 = convolution(shared * w3, 32 * k, 4, stride=2, padding=1)
         self.out = convolution(32 * k, 1, 4, padding=1, bias=False)
 
     def forward(self, logits: Tensor, images: Tensor, features: Hierarchy) -> Tensor:

@@ -21,7 +21,7 @@ from modistill.data.regions import Regions
 from modistill.data.volume import require_same_grid
 from modistill.errors import CaseError
 from modistill.evaluation.protocol import METRICS
-from modistill.evaluation.tables import subset_means
+from modistill.evaluation.tables import modalities_of, subset_means
 from modistill.files import read_json, write_file
 from modistill.log import LogRow, read_log
 from modistill.metrics.overlap import dice
@@ -195,7 +195,7 @@ def plot_subsets(scores: Scores, out: Path, metric: str = "dice") -> None:
     from matplotlib.figure import Figure
 
     means = subset_means(scores, metric)
-    modalities = list(dict.fromkeys(name for subset in means for name in subset.split("+")))
+    modalities = modalities_of(means)
     values = np.array([list(row.values()) for row in means.values()])
     size = (0.42 * len(modalities) + 0.75 * values.shape[1] + 0.9, 0.27 * len(values) + 1.0)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
