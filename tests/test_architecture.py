@@ -18,7 +18,7 @@ LAYERS = {
     **dict.fromkeys(("distributed", "subsets", "schedules", "checkpoints", "weights", "settings"), 2),
     "methods": 3,
     **dict.fromkeys(("training", "inference", "evaluation", "report"), 4),
-    **dict.fromkeys(("recipe", "runs"), 5),
+    **dict.fromkeys(("recipe", "runs", "warm_start", "benchmark"), 5),
     "cli": 6,
 }
 ALLOWED_SIBLINGS = {  # who may know whom inside a layer
@@ -30,6 +30,10 @@ ALLOWED_SIBLINGS = {  # who may know whom inside a layer
     ("networks", "losses"),
     ("report", "evaluation"),
     ("runs", "recipe"),
+    ("runs", "warm_start"),
+    ("warm_start", "recipe"),
+    ("benchmark", "recipe"),
+    ("benchmark", "runs"),
 }
 ONE_DOOR = {  # library -> the only files that may open it
     "nibabel": {"data/nifti.py", "data/header.py"},

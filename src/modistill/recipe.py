@@ -198,7 +198,8 @@ def takes(constructor: Callable[..., Any], name: str) -> bool:
 def recipe_names() -> tuple[str, ...]:
     """Names of the recipes that come with the package."""
     root = _shipped()
-    return tuple(sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml")))
+    names = (str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+    return tuple(sorted(name for name in names if not name.startswith("benchmarks/")))  # those are of `modistill benchmark`
 
 
 def _shipped() -> Path:

@@ -6,7 +6,6 @@ A run folder holds `recipe.yaml` (every default spelled out), `environment.json`
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +23,7 @@ from modistill.data.augmentation import augmentations
 from modistill.data.loading import Loader
 from modistill.data.naming import conventions
 from modistill.data.preprocessing import Preprocessing
-from modistill.data.splits import Split, patient_of
+from modistill.data.splits import Split
 from modistill.data.store import Plan, PreparedCohort
 from modistill.errors import FileError, ModelError, RecipeError, TrainingStopped
 from modistill.files import run_lock, write_json
@@ -35,12 +34,13 @@ from modistill.methods.base import AnySubsetMethod, Method
 from modistill.metrics.overlap import dice
 from modistill.recipe import Inference, MethodChoice, Recipe, build, check, load_recipe, save_recipe, takes
 from modistill.training import Status, TrainingSettings, fit
+from modistill.warm_start import start_from
 from modistill.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
     from modistill.data.regions import Regions
 
-__all__ = ["build_method", "load_model", "resolve", "start_from", "train"]
+__all__ = ["build_method", "load_model", "resolve", "train"]
 
 MODEL = "model.safetensors"
 
@@ -176,10 +176,6 @@ def _text(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _classes(plan: Plan) -> list[str]:
-    return ["background", *conventions[plan.convention].values]
-
-
 def _require_modalities(method: Method, cohort: PreparedCohort) -> None:
     """Refuse a cohort that lacks what the method reads: as a whole, or in cases of a method that needs everything."""
     prepared = cohort.plan.preprocessing.modalities
@@ -238,60 +234,6 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def start_from(method: Method, recipe: Recipe, output: Path, cohort: PreparedCohort) -> None:
-    """Give networks the deployed weights of other runs, if they read the same modalities and find the same classes, in order.
-
-    Args:
-        method: receives the weights.
-        recipe: says which network starts from which run.
-        output: the run folder; the other runs are named relative to it.
-        cohort: of the new run; what it holds back for validation and test, the other runs must not have been trained on.
-
-    Raises:
-        RecipeError: no such network.
-        ModelError: weights that are absent, damaged, of another network, other modalities or other classes, or that have seen
-            cases held back here.
-    """
-    classes = _classes(cohort.plan)
-    for network, folder in recipe.start_from.items():
-        if network not in method.reads:
-            raise RecipeError(f"start_from.{network}: no such network", remedy=f"known: {', '.join(method.reads)}")
-        path = Path(os.path.normpath(output / folder))  # the run folder itself need not exist yet
-        tensors, card = load_weights(path / MODEL if path.suffix != ".safetensors" else path)
-        if tuple(card["reads"]) != method.reads[network]:
-            raise ModelError(
-                f"reads {', '.join(card['reads'])}, the {network} of this method reads {', '.join(method.reads[network])}",
-                file=path,
-            )
-        if card.get("classes") != classes:
-            raise ModelError(
-                f"finds {', '.join(card.get('classes', ()))}, the prepared cases hold {', '.join(classes)}",
-                file=path,
-                remedy="prepare both cohorts with one label convention",
-            )
-        _require_unseen(path, cohort)
-        try:
-            method.get_submodule(network).load_state_dict(tensors, strict=True)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"does not fit the {network}: {reason}", file=path, remedy="use equal widths") from error
-
-
-def _require_unseen(run: Path, cohort: PreparedCohort) -> None:
-    """Refuse a run that was trained on patients held back here: its weights would carry them into this training."""
-    record = (run if run.is_dir() else run.parent) / "split.json"
-    if not record.is_file():  # weights that came alone say nothing about their patients
-        return
-    trained = {patient_of(case) for case in Split.load(record)["train"]}
-    held_back = (*cohort.ids("validation"), *cohort.ids("test"))
-    if seen := [case for case in held_back if patient_of(case) in trained]:
-        raise ModelError(
-            f"was trained on {len(seen)} of the {len(held_back)} cases held back here, such as {seen[0]}",
-            file=run,
-            remedy=f"prepare with its split: --split {record}",
-        )
-
-
 def _loader(recipe: Recipe, cohort: PreparedCohort, method: Method, seed: int) -> Loader:
     sampling = recipe.sampling
     return Loader(
@@ -319,6 +261,7 @@ def _validation(recipe: Recipe, cohort: PreparedCohort, method: Method) -> Calla
         return None
     regions = conventions[cohort.plan.convention].class_regions
     channels = [cohort.plan.preprocessing.modalities.index(name) for name in method.available]
+    at_test_time = cohort.plan.preprocessing.available
     inference = recipe.inference
 
     def validate(trained: Method) -> dict[str, float]:
@@ -327,7 +270,10 @@ def _validation(recipe: Recipe, cohort: PreparedCohort, method: Method) -> Calla
         for case in ids:
             prepared = cohort.read(case)
             images = torch.from_numpy(prepared.images[channels])
-            has = [bool(there) for there in prepared.presence[channels]]
+            has = [
+                bool(there) and name in at_test_time
+                for name, there in zip(method.available, prepared.presence[channels], strict=True)
+            ]
             found = predict_windows(
                 trained.for_patient(has) if isinstance(trained, AnySubsetMethod) else trained.segment,
                 images,
@@ -361,7 +307,7 @@ def _deploy(method: Method, score: float, epoch: int, recipe: Recipe, cohort: Pr
         "network": method.deployed,
         "reads": list(method.available),
         "trained_with": list(method.modalities),
-        "classes": _classes(plan),
+        "classes": ["background", *plan.classes],
         "convention": plan.convention,
         "preprocessing": preprocessing.to_json(),
         "inference": recipe.inference.model_dump(mode="json"),

@@ -23,7 +23,19 @@ def _options() -> None:
     """Train with every sequence you have. Predict with whatever the patient has."""
 
 
-_ORDER = ("inspect", "phantom", "prepare", "train", "predict", "evaluate", "compare", "picture", "check_leak", "methods")
+_ORDER = (
+    "inspect",
+    "phantom",
+    "prepare",
+    "train",
+    "predict",
+    "evaluate",
+    "compare",
+    "picture",
+    "benchmark",
+    "check_leak",
+    "methods",
+)
 _FOUND = {module.name for module in pkgutil.iter_modules(package.__path__)}
 for _name in _ORDER:
     if _name in _FOUND:

@@ -10,9 +10,7 @@ import typer
 
 def command(
     run: Annotated[Path, typer.Argument(help="Run folder of a trained model.")],
-    case: Annotated[
-        Path, typer.Argument(help="A case with every sequence, or a folder of cases (one that is complete).")
-    ],
+    case: Annotated[Path, typer.Argument(help="A case with every sequence, or a folder of cases (one that is complete).")],
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Put noise, huge values and NaN in place of missing sequences; not one bit of the answer may change.

@@ -59,7 +59,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             Metric("volume_error_ml", "volume error", "ml", "lower"),
             # Of uncertainty maps, where a run wrote them (modistill.metrics.uncertainty).
             Metric("qu_score", "QU-BraTS", "", "higher", "uncertainty"),
-            Metric("qu_trivial", "QU-BraTS of a map of zeros", "", "higher", "uncertainty"),
+            Metric("qu_trivial", "QU-BraTS of zeros", "", "higher", "uncertainty"),
             Metric("qu_dice_auc", "area under Dice", "", "higher", "uncertainty"),
             Metric("qu_ftp_auc", "area under filtered TP", "", "lower", "uncertainty"),
             Metric("qu_ftn_auc", "area under filtered TN", "", "lower", "uncertainty"),

@@ -1,0 +1,96 @@
+"""`modistill benchmark`: the table of a paper, from patients to numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from modistill.benchmark import Benchmark
+    from modistill.evaluation.scores import Scores
+
+__all__ = ["command"]
+
+
+def command(
+    benchmark: Annotated[str, typer.Argument(help="A YAML file, or the name of one that comes with the package.")],
+    train: Annotated[Path, typer.Option("--train", help="Patients for training and validation.")],
+    test: Annotated[Path, typer.Option("--test", help="Patients with reference labels that no training sees.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the benchmark; run again, it goes on.")],
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Stop after so many; run the same command again to go on.")
+    ] = None,
+    dask: Annotated[str | None, typer.Option("--dask", help="Address of a Dask scheduler whose workers share OUTPUT.")] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    tables_only: Annotated[bool, typer.Option("--tables", help="Run nothing; make the tables from what is there.")] = False,
+) -> None:
+    """Train, predict, score and compare every arm over several seeds.
+
+    What is done stays done: the command may be stopped anywhere and run again. Exit code: 0 complete, 3 something is left.
+    """
+    from rich.console import Console
+
+    from modistill.benchmark import load_benchmark, run_tasks, tasks
+
+    chosen = load_benchmark(benchmark)
+    todo = tasks(chosen, train, test, output, device=device)
+    console = Console(stderr=True, highlight=False)
+    complete = True
+    if not tables_only:
+        complete = run_tasks(
+            todo,
+            minutes=minutes,
+            scheduler=dask,
+            on_task=lambda task, number, count: console.print(f"[bold]{number}/{count} {task.name}[/]"),
+        )
+    _report(chosen, output)
+    if not complete:
+        console.print("the time is over; run the same command again to go on")
+    raise typer.Exit(0 if complete else 3)
+
+
+def _report(benchmark: Benchmark, output: Path) -> None:
+    """All tables that the finished arms allow, on the terminal and as OUTPUT/tables.md."""
+    from modistill.benchmark import costs
+    from modistill.cli.tables import print_notes, print_table
+    from modistill.evaluation.comparison import compare
+    from modistill.evaluation.papers import cost_table, paper_table
+    from modistill.evaluation.scores import read_scores
+    from modistill.evaluation.tables import comparison_markdown
+    from modistill.files import write_text
+
+    done = {
+        arm: [
+            path for seed in benchmark.seeds if (path := output / "scores" / f"{arm}_{seed}.csv").with_suffix(".json").exists()
+        ]
+        for arm in benchmark.arms
+    }
+    scores: list[Scores] = [read_scores(path) for paths in done.values() for path in paths]
+    rivals = [arm for arm, paths in done.items() if paths and not benchmark.arms[arm].privileged]
+    if len(rivals) < 2:
+        return
+    apart = [arm for arm in done if benchmark.arms[arm].privileged]
+    published = {name: arm.published for name, arm in benchmark.arms.items() if arm.published}
+    parts = [f"# {benchmark.about or 'Benchmark'}\n"]
+    unequal = {arm: len(paths) for arm, paths in done.items() if len(paths) != len(benchmark.seeds)}
+    if unequal:
+        parts.append(
+            f"Not complete: {', '.join(f'{arm} {n} of {len(benchmark.seeds)} seeds' for arm, n in unequal.items())}.\n"
+        )
+    shown = [paper_table(scores, apart=apart, published=published, title="Table 1: Dice")]
+    uncertain = [table for table in scores if any(row.metric == "qu_score" for row in table.rows)]
+    if len({table.runs[0].rsplit("/", 1)[0] for table in uncertain}) > 1:
+        shown.append(paper_table(uncertain, "qu_score", beside="qu_trivial", apart=apart, title="Table 2: QU-BraTS score"))
+    for table, notes in shown:
+        print_table(table)
+        print_notes(notes)
+        parts += [table.markdown(), *(f"- {note}" for note in notes), ""]
+    if spent := costs(benchmark, output):
+        print_table(cost_table(spent))
+        parts.append(cost_table(spent).markdown())
+    if done[benchmark.control]:
+        parts.append(comparison_markdown(compare(scores, benchmark.control)))
+    write_text(output / "tables.md", "\n".join(parts))
+    print_notes([f"tables: {output / 'tables.md'}"])

@@ -1,0 +1,120 @@
+"""Tables as papers print them: arms in lines, regions in columns, published numbers beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from modistill.evaluation.comparison import arm_of, compare
+from modistill.evaluation.protocol import METRICS
+from modistill.evaluation.scores import Scores
+from modistill.evaluation.statistics import Summary
+from modistill.evaluation.tables import TextTable, number
+
+__all__ = ["cost_table", "paper_table"]
+
+Published = Mapping[str, Mapping[str, tuple[float, float]]]
+
+
+def paper_table(
+    tables: Sequence[Scores],
+    metric: str = "dice",
+    *,
+    beside: str | None = None,
+    apart: Collection[str] = (),
+    published: Published | None = None,
+    title: str = "",
+) -> tuple[TextTable, list[str]]:
+    """Mean and SD of every arm in every region, and what the best one beats.
+
+    In each region the best arm is compared with every other (paired t-test over cases, each averaged over seeds, Holm's
+    correction over all tests of the table), as HAD-Net's Table 1 does.
+
+    Args:
+        tables: scores of all runs, named `arm/seed`.
+        metric: which number.
+        beside: a metric whose mean is shown in a column of its own beside each region.
+        apart: arms that saw privileged data: shown, and not compared.
+        published: arm -> region -> mean and SD of a paper.
+        title: above the table.
+
+    Returns:
+        The table, and notes for below it.
+
+    Raises:
+        ScoreError: the runs cannot be compared.
+    """
+    arms = list(dict.fromkeys(arm_of(run) for table in tables for run in table.runs))
+    rivals = [arm for arm in arms if arm not in apart]
+    regions = tables[0].regions
+    everything = compare(tables, rivals[0], metrics=(metric, *([beside] if beside else [])), resamples=100)
+    summaries = {(line.arm, line.region): line.summary for line in everything.lines if line.metric == metric}
+    others = {(line.arm, line.region): line.summary for line in everything.lines if line.metric == beside}
+    lower = METRICS[metric].better == "lower"
+    best = {r: min(rivals, key=lambda arm: _order(summaries[arm, r], lower)) for r in regions}
+    largest: dict[str, str] = {}
+    for arm in dict.fromkeys(best.values()):
+        found = compare([t for t in tables if arm_of(t.runs[0]) in rivals], arm, metrics=(metric,), resamples=100)
+        for region in (r for r in regions if best[r] == arm):
+            p = [line.difference.t.adjusted for line in found.lines if line.region == region and line.difference]
+            known = [value for value in p if value is not None]
+            beats = sum(value < 0.05 for value in known)
+            largest[region] = f"{region}: {arm} is best; p < 0.05 against {beats} of {len(p)} others" + (
+                f", largest p {max(known):.3f}" if known else ""
+            )
+    rows = []
+    for arm in arms:
+        ours = [_cell(summaries[arm, region], metric) + ("*" if best[region] == arm else "") for region in regions]
+        theirs = (published or {}).get(arm, {})
+        paper = [f"{theirs[r][0]:.1f} ± {theirs[r][1]:.1f}" if r in theirs else "-" for r in regions] if published else []
+        second = [number(others[arm, region].mean, beside) for region in regions] if beside else []
+        rows.append((arm, *ours, *second, *paper))
+    header = (
+        "arm",
+        *regions,
+        *((f"{region}, {METRICS[beside].title}" for region in regions) if beside else ()),
+        *((f"{region} published" for region in regions) if published else ()),
+    )
+    notes = [
+        f"{METRICS[metric].title}, mean ± SD over {len(everything.cases)} cases, each averaged over the seeds of an arm first; "
+        "* best in its column" + (f"; {', '.join(apart)} saw privileged sequences" if apart else ""),
+        *(largest[region] for region in regions),
+        "p: paired t-test of the best arm against the others, after Holm's correction over all regions it is compared in",
+    ]
+    if published:
+        notes.append("published: the paper's own numbers, on its data; not comparable with ours")
+    return TextTable(title or METRICS[metric].title, header, tuple(rows)), notes
+
+
+def cost_table(costs: Mapping[str, Sequence[Mapping[str, Any]]]) -> TextTable:
+    """What each arm cost.
+
+    Args:
+        costs: arm -> one entry a seed with `parameters`, `trained_parameters`, `flops` (of the deployed network and one case),
+            `seconds` and `peak_bytes` (of the training process).
+    """
+    rows = []
+    for arm, seeds in costs.items():
+        mean = {key: sum(float(one[key]) for one in seeds) / len(seeds) for key in seeds[0]}
+        rows.append(
+            (
+                arm,
+                f"{mean['parameters'] / 1e6:.3f}",
+                f"{mean['trained_parameters'] / 1e6:.3f}",
+                f"{mean['flops'] / 1e9:.1f}",
+                f"{mean['seconds'] / 60:.1f}",
+                f"{mean['peak_bytes'] / 1e9:.2f}",
+            )
+        )
+    header = ("arm", "parameters (M)", "in training (M)", "GFLOP a case", "minutes", "peak GB")
+    return TextTable("Cost, mean over seeds", header, tuple(rows))
+
+
+def _order(summary: Summary, lower: bool) -> float:
+    if summary.mean is None:
+        return float("inf")
+    return summary.mean if lower else -summary.mean
+
+
+def _cell(summary: Summary, metric: str) -> str:
+    return f"{number(summary.mean, metric)} ± {number(summary.sd, metric)}"
