@@ -243,7 +243,8 @@ class OneCase(RandomBatches):
 @METHODS
 @pytest.mark.slow
 def test_it_overfits_one_case(name: str, tmp_path: Path) -> None:
-    method = make(name, width=8, dropout=0.0, lr=2e-3)
+    # The teachers here know nothing: who learns mostly from one could not get there.
+    method = make(name, width=8, dropout=0.0, lr=2e-3, imitation_weight=0.0)
     batches = OneCase(method.modalities, method.available, count=80)
     fit(method, batches, tmp_path, settings(epochs=2))
     batch = batches.batch(0, 0)

@@ -113,6 +113,8 @@ class Recipe(_Section):
     Attributes:
         about: a line for people.
         start_from: path of a network of the method -> run folder whose deployed weights it starts with.
+        controls: run folder beside this run's -> recipe; what `train --with-controls` trains too, in an order in which every
+            run finds those it starts from.
         training: see `modistill.training.TrainingSettings`.
     """
 
@@ -120,6 +122,7 @@ class Recipe(_Section):
     data: Data
     method: MethodChoice
     start_from: dict[str, str] = {}
+    controls: dict[str, str] = {}
     sampling: Sampling = Sampling()
     training: dict[str, Any] = {}
     inference: Inference = Inference()

@@ -113,10 +113,12 @@ def _stops() -> Iterator[None]:
 
 
 def resolve(recipe: Recipe, plan: Plan) -> Recipe:
-    """The recipe with everything filled in that the cohort decides: the number of classes, computed class weights."""
+    """The recipe with everything filled in that follows from cohort and training: classes, class weights, length."""
     constructor, arguments = load_method(recipe.method.name), recipe.method.arguments
     if takes(constructor, "classes"):
         arguments.setdefault("classes", len(conventions[plan.convention].values) + 1)
+    if takes(constructor, "epochs"):
+        arguments.setdefault("epochs", check(TrainingSettings, recipe.training, "training").epochs)
     if arguments.get("class_weights") == "computed":
         arguments["class_weights"] = [round(float(weight), 4) for weight in plan.class_weights]
     return recipe.model_copy(update={"method": MethodChoice(name=recipe.method.name, **arguments)})
@@ -218,7 +220,7 @@ def _open(output: Path, recipe: Recipe, cohort: PreparedCohort, resume: bool) ->
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
-    content = recipe.model_dump(mode="json", exclude={"about", "start_from"})
+    content = recipe.model_dump(mode="json", exclude={"about", "start_from", "controls"})
     content["training"].pop("epochs", None)
     return content
 

@@ -25,13 +25,14 @@ def all_subsets(modalities: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     return tuple(subset for n in range(1, len(modalities) + 1) for subset in combinations(modalities, n))
 
 
-def draw_subset(presence: Tensor) -> Tensor:
+def draw_subset(presence: Tensor, probability: float = 1.0) -> Tensor:
     """A random non-empty subset of what each sample has: first how many, uniformly, then which of them.
 
     So the full set of M has probability 1/M and each single one 1/M^2, as in U-HeMIS and U-HVED (Dorent et al., MICCAI 2019).
 
     Args:
         presence: (B, M) bool, at least one true in every row.
+        probability: with which a sample is given a subset; else it keeps all it has.
 
     Returns:
         (B, M) bool on the same device, drawn by PyTorch's generator of the CPU whatever the device.
@@ -39,7 +40,8 @@ def draw_subset(presence: Tensor) -> Tensor:
     there = presence.cpu()
     counts = (torch.rand(len(there)) * there.sum(1)).floor() + 1  # 1 ... n
     places = torch.where(there, torch.rand(there.shape), torch.inf).argsort(1).argsort(1)
-    return (places < counts[:, None]).to(presence.device)
+    kept = torch.rand(len(there)) >= probability
+    return torch.where(kept[:, None], there, places < counts[:, None]).to(presence.device)
 
 
 def only_present(images: Tensor, presence: Tensor) -> Tensor:

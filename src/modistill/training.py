@@ -161,7 +161,7 @@ class _Run:
         self.fabric.to_device(method)
         self.method, self.batches, self.folder, self.settings = method, batches, folder, settings
         if settings.compile:
-            for block in (block for network in method.children() for block in network.children()):
+            for block in _blocks(method):
                 block.compile()  # block by block: methods ask networks for their features, not only for their output
         self.players = {name: list(method.get_submodule(name).parameters()) for name in method.players}
         self.optimizers = {
@@ -308,6 +308,12 @@ def launch(settings: TrainingSettings, device: str, loggers: Sequence[Any] = ())
     )
     fabric.launch()
     return fabric
+
+
+def _blocks(method: Method) -> Iterator[nn.Module]:
+    """The children of each network; of lists of modules, their members."""
+    for child in (child for network in method.children() for child in network.children()):
+        yield from child if isinstance(child, nn.ModuleList) else (child,)
 
 
 def _schedules(optimizers: Mapping[str, Any], settings: TrainingSettings) -> dict[str, Any]:

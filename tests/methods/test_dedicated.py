@@ -124,7 +124,7 @@ def test_a_resumed_training_goes_on_at_its_rate(tmp_path) -> None:
 
 def test_no_epoch_without_a_rate() -> None:
     method = Dedicated(**SMALL, epochs=3)
-    with pytest.raises(TrainingStopped, match=r"zero after 3 epochs \(give method.epochs the value of training.epochs\)"):
+    with pytest.raises(TrainingStopped, match="zero after 3 epochs"):
         step(method, optimizer_of(method), epoch=3)
 
 
@@ -139,7 +139,8 @@ def test_recipes_spend_what_the_control_spends(stage: str) -> None:
     """As many steps as the student's two stages, the same prepared cases, the same modalities; the rate ends at zero."""
     recipe, student, control = (load_recipe(f"{stage}/{name}") for name in ("dedicated", "student", "control"))
     epochs = recipe.training["epochs"]
-    assert recipe.method.arguments["epochs"] == epochs == student.training["epochs"] + control.training["epochs"]
+    assert "epochs" not in recipe.method.arguments  # training.epochs is filled in
+    assert epochs == student.training["epochs"] + control.training["epochs"]
     assert recipe.sampling.samples_per_case == recipe.sampling.batch_size  # one step a case, as theirs
     assert recipe.data == control.data
     assert recipe.method.arguments["modalities"] == control.method.arguments["modalities"]

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from modistill.errors import RecipeError
+
+if TYPE_CHECKING:
+    from modistill.recipe import Recipe
 
 
 def command(
@@ -17,6 +22,10 @@ def command(
     start_from: Annotated[
         list[str] | None, typer.Option("--start-from", help="network=RUN: weights to start from, instead of the recipe's.")
     ] = None,
+    with_controls: Annotated[
+        bool,
+        typer.Option("--with-controls", help="First train what the recipe's `controls` name, in folders beside OUTPUT."),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run folder.")] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log to RUN/tensorboard.")] = False,
@@ -25,15 +34,28 @@ def command(
 
     Stops cleanly on Ctrl-C and SIGTERM after the current step; `--resume` goes on as if nothing had happened, bit for bit.
     """
-    from modistill.cli.progress import TrainingDisplay
     from modistill.recipe import load_recipe
+
+    chosen = load_recipe(recipe, [*(overrides or ()), *(f"start_from.{pair}" for pair in start_from or ())])
+    if with_controls:
+        if not chosen.controls:
+            raise RecipeError(f"{recipe} names no controls", remedy="controls: {teacher: demo/teacher, control: demo/control}")
+        for name, control in chosen.controls.items():
+            folder = output.parent / name
+            begun = (folder / "checkpoints" / "index.json").exists()
+            _train(load_recipe(control, overrides or ()), data, folder, begun, device, tensorboard)
+    _train(chosen, data, output, resume, device, tensorboard)
+
+
+def _train(recipe: Recipe, data: Path, output: Path, resume: bool, device: str, tensorboard: bool) -> None:
+    """Train one run with its progress shown; a finished one that is resumed is left as it is."""
+    from modistill.cli.progress import TrainingDisplay
     from modistill.runs import train
     from modistill.training import Interrupted
 
-    chosen = load_recipe(recipe, [*(overrides or ()), *(f"start_from.{pair}" for pair in start_from or ())])
     try:
         with TrainingDisplay(output.name) as display:
-            train(chosen, data, output, resume=resume, device=device, tensorboard=tensorboard, report=display)
+            train(recipe, data, output, resume=resume, device=device, tensorboard=tensorboard, report=display)
     except Interrupted:
         print(f"stopped after a complete step; --resume goes on in {output}", file=sys.stderr)
         raise

@@ -21,7 +21,7 @@ Differs from nnU-Net
        nnU-Net plans for BraTS (patch 128x128x128, batch 2, 1000 epochs of 250 steps).
     2. The loss is greater by 1: nnU-Net subtracts the Dice and leaves out the constant.
     3. Labels are exclusive classes. For BraTS nnU-Net can also learn the overlapping regions, with sigmoid outputs.
-    4. Preparation and augmentation are those of the recipe, equal for all methods that are compared.
+    4. Preparation, augmentation and mirroring are the recipe's, not nnU-Net's.
 Differs from Ruffle et al.
     5. They used nnU-Net's first version, whose heads and transposed convolutions have no biases.
 """
@@ -54,10 +54,13 @@ class Dedicated(Method):
         width: channels of the first stage.
         dims: 2 or 3.
         stages: number of scales of the network.
-        epochs: E, over which the learning rate falls to zero; give it the value of `training.epochs`.
+        epochs: E, over which the learning rate falls to zero; a recipe that leaves it out gets `training.epochs`.
         lr: learning rate of SGD in the first epoch. It follows the epochs, `training.plateau` does not change it.
         momentum: of SGD, Nesterov's.
         weight_decay: of SGD, on every parameter.
+
+    Raises:
+        ValueError: fewer than one epoch or two stages, or a momentum outside (0, 1).
     """
 
     deployed = "network"
@@ -93,7 +96,7 @@ class Dedicated(Method):
         if batch.epoch >= self.epochs:
             raise TrainingStopped(
                 f"the learning rate has fallen to zero after {self.epochs} epochs",
-                remedy="give method.epochs the value of training.epochs",
+                remedy="leave out method.epochs, or give it the value of training.epochs",
             )
         self.epoch = batch.epoch  # for the optimiser, which is asked to step next and sees no batch
         scales = self.network.at_all_scales(batch.available)

@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-import torch
 from torch import Tensor
 from torch.optim import AdamW
 
@@ -88,8 +87,7 @@ class ModalityDropout(AnySubsetMethod):
 
     def losses(self, batch: Batch) -> Iterator[Turn]:
         """One turn: the network learns from a random subset of what each case has."""
-        drawn = torch.rand(len(batch.presence)).to(batch.presence.device) < self.dropout
-        shown = torch.where(drawn[:, None], draw_subset(batch.presence), batch.presence)
+        shown = draw_subset(batch.presence, self.dropout)
         weights = decayed(self.class_weights, batch.epoch, self.class_weight_decay)
         logits = self.segment_subset(batch.all, shown)
         yield "network", {"segmentation": weighted_cross_entropy(logits, batch.labels, weights)}

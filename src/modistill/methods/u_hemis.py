@@ -87,8 +87,7 @@ class UHeMIS(AnySubsetMethod):
 
     def losses(self, batch: Batch) -> Iterator[Turn]:
         """One turn: the network learns from a random subset of what each case has."""
-        drawn = torch.rand(len(batch.presence)).to(batch.presence.device) < self.dropout
-        shown = torch.where(drawn[:, None], draw_subset(batch.presence), batch.presence)
+        shown = draw_subset(batch.presence, self.dropout)
         terms = segmentation_terms(self.segment_subset(batch.all, shown), batch.labels)
         yield "network", {**terms, "regularisation": self.regularisation * kernel_penalty(self.network)}
 

@@ -109,8 +109,9 @@ class NNUNet(nn.Module):
         for stage in self.encoder:
             x = stage(x)
             maps.append(x)
+        x = maps.pop()
         for s in reversed(range(self.stages - 1)):
-            x = self.decoder[s](self.up[s](x), maps[s])
+            x = self.decoder[s](self.up[s](x), maps.pop())
             logits.append(_cut(self.heads[s](x), [-(-n // 2**s) for n in size]))
         return logits[::-1]
 
