@@ -161,6 +161,7 @@ class _Run:
         self.fabric.to_device(method)
         self.method, self.batches, self.folder, self.settings = method, batches, folder, settings
         if settings.compile:
+            torch._dynamo.config.recompile_limit = 64  # blocks of all scales share their code, and each needs a version of it
             for block in _blocks(method):
                 block.compile()  # block by block: methods ask networks for their features, not only for their output
         self.players = {name: list(method.get_submodule(name).parameters()) for name in method.players}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from modistill.data.case import Case
-from modistill.errors import CaseError
+from modistill.errors import CaseError, ModelError
 from modistill.inference.model import Model
 from modistill.inference.predictor import Predictor
 from modistill.subsets import all_subsets
@@ -25,7 +26,7 @@ class Leak:
     Attributes:
         subset: the modalities that counted.
         garbage: what was put in place of the others, and how it got there.
-        largest: difference of a probability; 0 where every bit is the same.
+        largest: difference of a probability; 0 where every bit is the same, infinite where the answer is no longer finite.
     """
 
     subset: tuple[str, ...]
@@ -66,18 +67,25 @@ def check_leak(model: Model, case: Case, *, device: str = "auto") -> Iterator[Le
         for name, scale in _GARBAGE.items() if missing else ():
             noise = {m: case.images[m].with_voxels(_noise(rng, case.images[m].shape, scale)) for m in missing}
             spoiled = Case(case.id, {**case.images, **noise}, convention=case.convention)
-            yield Leak(subset, f"{name} as an image", _largest(expected, predictor.predict(spoiled).probabilities))
+            yield Leak(subset, f"{name} as an image", _largest(expected, _probabilities, predictor, spoiled))
             if prepared is not None and clean is not None:
                 images = prepared.images.copy()
                 for channel in np.flatnonzero([m not in subset for m in model.reads]):
                     images[channel] = _noise(rng, images[channel].shape, scale)
-                yield Leak(subset, f"{name} in the channel", _largest(clean, predictor.maps([model], subset, images)))
+                yield Leak(subset, f"{name} in the channel", _largest(clean, predictor.maps, [model], subset, images))
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> np.ndarray:
     return (scale * rng.standard_normal(shape)).astype(np.float32)
 
 
-def _largest(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest difference; infinite where one is NaN."""
-    return 0.0 if np.array_equal(a, b) else float(np.nan_to_num(np.abs(a - b), nan=np.inf).max())
+def _probabilities(predictor: Predictor, case: Case) -> np.ndarray:
+    return predictor.predict(case).probabilities
+
+
+def _largest(expected: np.ndarray, answer: Callable[..., np.ndarray], *question: Any) -> float:
+    """The largest difference; infinite where garbage drives the answer out of the finite numbers, which is refused."""
+    try:
+        return float(np.abs(expected - answer(*question)).max())
+    except ModelError:
+        return float("inf")
