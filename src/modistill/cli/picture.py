@@ -13,12 +13,23 @@ def command(
     predictions: Annotated[list[Path], typer.Argument(help="Folders that `modistill predict` wrote, one a column.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")],
     cases: Annotated[list[str] | None, typer.Option("--case", help="Show this case; repeat for several.")] = None,
+    uncertainty: Annotated[
+        str | None, typer.Option("--uncertainty", help="Show what filtering by the uncertainty of this region does, as ET.")
+    ] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="How many cases, if none is named.")] = 3,
 ) -> None:
     """Draw cases with their reference and the predictions of several models, in the slice with most tumour."""
+    from modistill.errors import RecipeError
     from modistill.files import require_writable
     from modistill.report.figures import draw_predictions
 
     require_writable(output)
-    draw_predictions(patients, predictions, output, cases=cases, count=count)
+    if uncertainty is None:
+        draw_predictions(patients, predictions, output, cases=cases, count=count)
+    elif len(predictions) > 1:
+        raise RecipeError("--uncertainty shows one folder of predictions", remedy="give one")
+    else:
+        from modistill.report.uncertainty import draw_uncertainty
+
+        draw_uncertainty(patients, predictions[0], output, region=uncertainty, cases=cases, count=count)
     print(f"-> {output}")

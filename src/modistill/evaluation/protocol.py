@@ -163,6 +163,7 @@ class Protocol:
             ScoreError: entries are missing or foreign (scores of another version).
         """
         names = {field.name for field in fields(cls)}
+        content = {"uncertainty": "", **content}  # versions that did not score uncertainty did not name it
         if set(content) != names:
             differing = ", ".join(sorted(set(content) ^ names))
             raise ScoreError(f"foreign protocol, differs in: {differing}", remedy="evaluate again with this version")

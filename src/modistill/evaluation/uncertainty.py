@@ -44,9 +44,9 @@ def uncertainty_scale(predictions: Path) -> str:
     for path in sorted(predictions.glob("*.json")):
         content = read_json(path)
         if isinstance(content, dict) and "made_with" in content:
-            ways.setdefault(str(content["made_with"].get("uncertainty")), path)
+            ways.setdefault(content["made_with"].get("uncertainty") or "", path)
     if len(ways) > 1:
-        found = ", ".join(f"{way} ({path.name})" for way, path in ways.items())
+        found = ", ".join(f"{way or 'none'} ({path.name})" for way, path in ways.items())
         raise FileError(f"uncertainty was written in several ways: {found}", file=predictions, remedy="predict all cases alike")
     return next(iter(ways), "theoretical")
 

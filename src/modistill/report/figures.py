@@ -32,11 +32,24 @@ if TYPE_CHECKING:
 
     from modistill.evaluation.scores import Scores
 
-__all__ = ["REGION_COLOURS", "CaseView", "draw_predictions", "figure_cases", "plot_progress", "plot_subsets", "view_case"]
+__all__ = [
+    "INK",
+    "PALE",
+    "REGION_COLOURS",
+    "CaseView",
+    "draw_image",
+    "draw_predictions",
+    "figure_cases",
+    "in_plane",
+    "plot_progress",
+    "plot_subsets",
+    "save_figure",
+    "view_case",
+]
 
 REGION_COLOURS: Mapping[str, str] = {"WT": "#56B4E9", "TC": "#E8B800", "ET": "#D55E00"}
 _OTHER_COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#8C564B", "#7F7F7F")  # Okabe and Ito's palette, and two more
-_INK, _PALE = "#222222", "#8A8A8A"
+INK, PALE = "#222222", "#8A8A8A"
 _PREFERRED = ("flair", "t2", "t1ce", "t1")  # the sequence in which a whole tumour is seen best comes first
 
 
@@ -153,11 +166,11 @@ def figure_cases(views: Sequence[CaseView], out: Path, *, caption: str | None = 
     for row, view in zip(panels, views, strict=True):
         for panel, column in zip(row, columns, strict=True):
             _panel(panel, view, column)
-        row[0].set_ylabel(view.case, fontsize=8, color=_INK)
+        row[0].set_ylabel(view.case, fontsize=8, color=INK)
     for panel, column in zip(panels[0], columns, strict=True):
-        panel.set_title(column if column != "image" else "", fontsize=9, color=_INK, pad=4)
+        panel.set_title(column if column != "image" else "", fontsize=9, color=INK, pad=4)
     _legend(figure, views[0].regions, caption or "numbers: Dice of the whole volume, – where both are empty")
-    _save(figure, out)
+    save_figure(figure, out)
 
 
 def plot_progress(log_csv: Path, out: Path) -> None:
@@ -181,7 +194,7 @@ def plot_progress(log_csv: Path, out: Path) -> None:
     for panel, (title, lines) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
         _curves(panel, title, lines)
         panel.set_xlim(0.5, max(row.epoch for row in rows) + 1.5)
-    _save(figure, out)
+    save_figure(figure, out)
 
 
 def plot_subsets(scores: Scores, out: Path, metric: str = "dice") -> None:
@@ -204,7 +217,7 @@ def plot_subsets(scores: Scores, out: Path, metric: str = "dice") -> None:
     for row, subset in enumerate(means):
         for column, name in enumerate(modalities):
             there = name in subset.split("+")
-            dots.plot(column, row, "o", ms=6, mfc=_INK if there else "white", mec=_INK if there else _PALE, mew=0.8)
+            dots.plot(column, row, "o", ms=6, mfc=INK if there else "white", mec=INK if there else PALE, mew=0.8)
     dots.set(xticks=range(len(modalities)), xlim=(-0.6, len(modalities) - 0.4), yticks=[])
     dots.set_xticklabels(modalities, fontsize=8, rotation=45, ha="left", rotation_mode="anchor")
     heat.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
@@ -215,35 +228,44 @@ def plot_subsets(scores: Scores, out: Path, metric: str = "dice") -> None:
     for panel in (dots, heat):
         panel.tick_params(length=0, labelsize=8, top=True, labeltop=True, bottom=False, labelbottom=False, left=False)
         panel.spines[:].set_visible(False)
-    figure.supxlabel(f"{scores.runs[0]}: mean {METRICS[metric].title}, {len(scores.cases)} cases", fontsize=7.5, color=_PALE)
-    _save(figure, out)
+    figure.supxlabel(f"{scores.runs[0]}: mean {METRICS[metric].title}, {len(scores.cases)} cases", fontsize=7.5, color=PALE)
+    save_figure(figure, out)
 
 
 # --------------------------------------------------------------------------- parts of the pictures
 
 
-def _panel(panel: Axes, view: CaseView, column: str) -> None:
-    """One slice with its regions."""
+def draw_image(panel: Axes, view: CaseView) -> None:
+    """The slice of a case, without axes."""
     panel.set_xticks([])
     panel.set_yticks([])
     for side in panel.spines.values():
         side.set_visible(False)
-    labels = view.reference if column == "reference" else view.predictions.get(column)
-    window = _window(view)
-    image = _axial(view.image, view.slice)[window].astype(np.float32)
+    image = in_plane(view, view.image).astype(np.float32)
     low, high = np.percentile(image[image > image.min()], (1, 99.9)) if np.ptp(image) else (0, 1)
     aspect = view.spacing_mm[1] / view.spacing_mm[0]
     panel.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect, interpolation="lanczos")
+
+
+def in_plane(view: CaseView, volume: NDArray[Any]) -> NDArray[Any]:
+    """The part that is shown of a volume (D, H, W, ...) on the grid of the case, to be drawn from below."""
+    return _axial(volume, view.slice)[_window(view)]
+
+
+def _panel(panel: Axes, view: CaseView, column: str) -> None:
+    """One slice with its regions."""
+    draw_image(panel, view)
+    labels = view.reference if column == "reference" else view.predictions.get(column)
     if column == "image":
-        panel.set_xlabel(f"{view.image_name}, slice {view.slice}", fontsize=7.5, color=_PALE)
+        panel.set_xlabel(f"{view.image_name}, slice {view.slice}", fontsize=7.5, color=PALE)
         panel.text(0.03, 0.97, "R", transform=panel.transAxes, fontsize=7, color="white", va="top")
     elif labels is None:
-        panel.set_xlabel("none", fontsize=7.5, color=_PALE)
+        panel.set_xlabel("none", fontsize=7.5, color=PALE)
     else:
-        _overlay(panel, _axial(labels, view.slice)[window], view.regions)
+        _overlay(panel, in_plane(view, labels), view.regions)
     if column in view.predictions:
         numbers = [f"{region} {'–' if np.isnan(value) else f'{value:.2f}'}" for region, value in view.scores(column).items()]
-        panel.set_xlabel("   ".join(numbers), fontsize=7.5, color=_INK)
+        panel.set_xlabel("   ".join(numbers), fontsize=7.5, color=INK)
 
 
 def _overlay(panel: Axes, labels: NDArray[Any], regions: Regions) -> None:
@@ -268,7 +290,7 @@ def _curves(panel: Axes, title: str, lines: Mapping[str, Sequence[LogRow]]) -> N
     """One line a name, against the epoch, labelled where it ends."""
     others = iter(_OTHER_COLOURS * 5)
     for name, rows in lines.items():
-        colour = _INK if name == "score" else REGION_COLOURS.get(name) or next(others)
+        colour = INK if name == "score" else REGION_COLOURS.get(name) or next(others)
         panel.plot(
             [row.epoch + 1 for row in rows],
             [row.value for row in rows],
@@ -287,7 +309,7 @@ def _curves(panel: Axes, title: str, lines: Mapping[str, Sequence[LogRow]]) -> N
         panel.yaxis.set_major_formatter("{x:g}")
     elif min(values) >= 0:
         panel.set_ylim(bottom=0)
-    panel.set_title(title, fontsize=10, color=_INK, loc="left")
+    panel.set_title(title, fontsize=10, color=INK, loc="left")
     panel.set_xlabel("epoch", fontsize=9)
     panel.tick_params(labelsize=8)
     panel.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
@@ -306,12 +328,12 @@ def _legend(figure: Figure, regions: Regions, caption: str) -> None:
         for name, colour in zip(regions, _colours(regions), strict=True)
     ]
     figure.legend(handles=patches, loc="outside upper center", ncols=len(patches), fontsize=8, frameon=False)
-    figure.supxlabel(caption, fontsize=7.5, color=_PALE)
+    figure.supxlabel(caption, fontsize=7.5, color=PALE)
 
 
 def _axial(volume: NDArray[Any], index: int) -> NDArray[Any]:
     """(rows, columns) of an axial slice, to be drawn from below: anterior on top, the patient's right on the left."""
-    return volume[::-1, :, index].T
+    return volume[::-1, :, index].swapaxes(0, 1)
 
 
 def _window(view: CaseView) -> tuple[slice, slice]:
@@ -340,5 +362,6 @@ def _convention(labels: NDArray[Any], name: str | None) -> LabelConvention:
     return conventions[name] if name is not None and name in conventions else guess_convention(np.unique(labels).tolist())
 
 
-def _save(figure: Figure, out: Path) -> None:
+def save_figure(figure: Figure, out: Path) -> None:
+    """Write a picture as PNG."""
     write_file(out, lambda place: figure.savefig(place, format="png"))
