@@ -95,3 +95,16 @@ def test_no_picture_of_nothing(tmp_path, content):
         write_log(tmp_path / "log.csv", content)
     plot_progress(tmp_path / "log.csv", tmp_path / "progress.png")
     assert not (tmp_path / "progress.png").exists()
+
+
+def test_colours_of_what_filtering_leaves():
+    """Two voxels of four are wrong, and uncertain: at 50 nothing but hits is left."""
+    from modistill.report.uncertainty import _kinds
+
+    found, true = np.array([[[True, True, False, False]]]), np.array([[[True, False, True, False]]])
+    uncertain = np.array([[[False, True, True, False]]])
+    before, after = _kinds(found, true, np.zeros_like(found)), _kinds(found, true, uncertain)
+    assert len({tuple(colour) for colour in before[0, 0]}) == 4  # hit, false alarm, miss, and nothing
+    assert (after[0, 0, 1] == after[0, 0, 2]).all()
+    assert (after[0, 0, 0] == before[0, 0, 0]).all()
+    assert before[0, 0, 3, 3] == 0
