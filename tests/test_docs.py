@@ -102,7 +102,7 @@ def test_commands_and_options_in_the_text_exist(path: Path) -> None:
 
 
 def test_the_page_of_commands_is_complete() -> None:
-    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", page("cli.md"), re.MULTILINE | re.DOTALL))
+    sections = dict(re.findall(r"^## ([\w-]+)\n(.*?)(?=^## |\Z)", page("cli.md"), re.MULTILINE | re.DOTALL))
     assert set(COMMANDS) <= set(sections)
     for name, command in COMMANDS.items():
         for parameter in command.params:

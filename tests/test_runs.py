@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
+from command_line import run_main
 from modistill import runs
 from modistill.data.folder import find_cases
 from modistill.data.preparing import prepare
 from modistill.data.preprocessing import Preprocessing
 from modistill.errors import FileError, ModelError, RecipeError
 from modistill.inference.predictor import Predictor
+from modistill.log import read_log
+from modistill.methods.modality_dropout import ModalityDropout
 from modistill.phantom.cohort import write_cohort
 from modistill.recipe import Recipe, load_recipe
+from modistill.weights import save_weights
 
 SMALL = [
     "training.epochs=1",
@@ -181,3 +188,118 @@ def test_the_mask_of_a_patient_without_t1ce_is_the_one_of_training(trained: Path
     assert model.preprocessing.available == ("flair", "t1", "t2")
     assert model.preprocessing.modalities == ("flair", "t1ce", "t1", "t2")
     assert model.preprocessing.normalisation == "hadnet"
+
+
+def test_weights_for_other_classes_are_refused(trained: Path, prepared: Path) -> None:
+    """A run that found its classes in another order, or says nothing of them, starts no network here."""
+    tensors, card = runs.load_weights(trained / "teacher" / "model.safetensors")
+    found = card.pop("classes")
+    assert found == ["background", "NCR", "ED", "ET"]
+    for name, more in (("swapped", {"classes": ["background", "ED", "NCR", "ET"]}), ("silent", {})):
+        save_weights(trained / f"teacher_{name}" / "model.safetensors", tensors, card | more)
+        words = f"finds {', '.join(more.get('classes', ()))}, the prepared cases hold {', '.join(found)}"
+        with pytest.raises(ModelError, match=words):
+            runs.train(small("had_net", f"start_from.teacher=../teacher_{name}"), prepared, trained / "wrong4", device="cpu")
+    assert not (trained / "wrong4").exists()
+
+
+@pytest.fixture(scope="module")
+def lacking(patients: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same patients, one of those that train without t1ce."""
+    before = runs.PreparedCohort(prepared)
+    root = tmp_path_factory.mktemp("lacking")
+    shutil.copytree(patients, root / "patients")
+    case = before.ids("train")[0]
+    (root / "patients" / case / f"{case}_t1ce.nii.gz").unlink()
+    split = {part: before.ids(part) for part in ("train", "validation")}
+    prepare(find_cases(root / "patients"), root / "cohort", before.plan.preprocessing, split, workers=1)
+    return root / "cohort"
+
+
+def test_cases_that_lack_what_a_method_reads_are_refused_by_name(lacking: Path, tmp_path: Path) -> None:
+    case = runs.PreparedCohort(lacking).ids("train")[0]
+    with pytest.raises(RecipeError) as error:
+        runs.train(small("teacher"), lacking, tmp_path / "run", device="cpu")
+    assert str(error.value) == (
+        f"{lacking}: 1 of 4 cases lack what the method reads, such as {case}: t1ce "
+        "(leave them out of the split, or train a method of any subset (see `modistill methods`))"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_method_that_does_not_read_what_is_missing_trains(lacking: Path, tmp_path: Path) -> None:
+    runs.train(small("student"), lacking, tmp_path / "run", device="cpu")
+    assert runs.load_model(tmp_path / "run").reads == ("flair", "t1", "t2")
+
+
+def test_a_method_of_any_subset_trains_on_cases_that_lack_some(lacking: Path, patients: Path, tmp_path: Path) -> None:
+    runs.train(small("modality_dropout"), lacking, tmp_path / "run", device="cpu")
+    rows = {row.name: row.value for row in read_log(tmp_path / "run" / "log.csv")}
+    assert 0 <= rows["validation/score"] <= 1
+    assert all(np.isfinite(value) for value in rows.values())
+    model = runs.load_model(tmp_path / "run")
+    assert (model.any_subset, model.reads) == (True, ("flair", "t1ce", "t1", "t2"))
+    case = find_cases(patients).cases[0].read(["t1ce"])
+    assert Predictor([model], device="cpu", precision="32").predict(case).available == ("t1ce",)
+
+
+def test_what_is_missing_in_a_training_case_does_not_reach_the_weights(
+    lacking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other values in the channel of a modality that the case lacks: not one bit of the model differs."""
+    patch, spoiled = runs.PreparedCohort.patch, []
+
+    def garbage(cohort: runs.PreparedCohort, case: str, *box: Any) -> Any:
+        images, labels = patch(cohort, case, *box)
+        missing = ~np.asarray(cohort.entry(case).presence)
+        spoiled.append(missing.sum())
+        return np.where(missing[:, None, None, None], np.float16(7), images), labels
+
+    runs.train(small("modality_dropout"), lacking, tmp_path / "plain", device="cpu")
+    monkeypatch.setattr(runs.PreparedCohort, "patch", garbage)
+    runs.train(small("modality_dropout"), lacking, tmp_path / "spoiled", device="cpu")
+    assert set(spoiled) == {0, 1}  # of two training cases, one lacks one
+    plain, other = (runs.load_weights(tmp_path / run / "model.safetensors")[0] for run in ("plain", "spoiled"))
+    assert all(torch.equal(plain[name], other[name]) for name in plain)
+
+
+def test_validation_asks_with_what_a_patient_will_have(lacking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Privileged modalities of validation cases do not count: the score is of the sequences available at test time."""
+    asked: set[tuple[bool, ...]] = set()
+    for_patient = ModalityDropout.for_patient
+
+    def noted(method: ModalityDropout, has: Sequence[bool]) -> Any:
+        asked.add(tuple(has))
+        return for_patient(method, has)
+
+    monkeypatch.setattr(ModalityDropout, "for_patient", noted)
+    runs.train(small("modality_dropout"), lacking, tmp_path / "run", device="cpu")
+    assert asked == {(True, False, True, True)}
+
+
+def test_controls_are_trained_first_and_beside(prepared: Path, tmp_path: Path) -> None:
+    """`train --with-controls` trains what the weights come from; run again with --resume, it leaves them as they are."""
+    words = [word for override in SMALL for word in ("--set", override)]
+    command = (
+        "train",
+        "demo/had_net",
+        "-d",
+        prepared,
+        "-o",
+        tmp_path / "had_net",
+        "--device",
+        "cpu",
+        "--with-controls",
+        *words,
+    )
+    assert run_main(*command) == 0
+    models = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("*/model.safetensors")}
+    assert set(models) == {"had_net", *load_recipe("demo/had_net").controls}
+    assert run_main(*command, "--resume") == 0
+    assert {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("*/model.safetensors")} == models
+
+
+def test_controls_of_a_recipe_that_names_none(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("train", "demo/teacher", "-d", prepared, "-o", tmp_path / "run", "--with-controls") == 2
+    assert "error: demo/teacher names no controls" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

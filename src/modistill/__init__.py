@@ -19,7 +19,7 @@ _HOMES = {
     "Case": "data.case",
     "Loader": "data.loading",
     "Method": "methods.base",
-    "Model": "inference.predictor",
+    "Model": "inference.model",
     "ModistillError": "errors",
     "Prediction": "inference.predictor",
     "Predictor": "inference.predictor",

@@ -9,6 +9,7 @@ any order that their needs allow, here or on the workers of a Dask scheduler tha
     OUT/runs/SEED/ARM           recipes name each other as `../ARM`
     OUT/predictions/SEED/ARM
     OUT/scores/ARM_SEED.csv
+    OUT/predictions/SEED/ARM+mc, OUT/scores/ARM+mc_SEED.csv    with Monte-Carlo dropout, for the table of uncertainty
     OUT/costs/ARM_SEED.json     wall time and peak memory of the training
 """
 
@@ -22,18 +23,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modistill.errors import ModistillError, RecipeError
 from modistill.files import parse_yaml, read_json, write_json
+from modistill.inference.windows import count_windows
 from modistill.recipe import check, load_recipe
 from modistill.runs import build_method
 
-__all__ = ["Arm", "Benchmark", "Task", "costs", "load_benchmark", "run_tasks", "tasks"]
+__all__ = ["MC", "Arm", "Benchmark", "Task", "costs", "load_benchmark", "run_tasks", "tasks"]
 
 _SHIPPED = Path(__file__).parent / "recipes"
+MC = "+mc"  # after the name of an arm, in the folders of its Monte-Carlo predictions
 _SOME_FAILED = 3  # exit code of a command that did what could be done; the table counts the rest as failed
 
 
@@ -48,8 +51,8 @@ class Arm(_Section):
         recipe: a file, or the name of one that comes with the package.
         set: "section.key=value" each; more than the benchmark's own.
         privileged: it is predicted with every sequence of the test patients; the others with the available ones.
-        mc_dropout: passes of Monte-Carlo dropout in prediction, with uncertainty maps; 0 for none.
-        published: region -> mean and SD in the paper, shown beside ours and marked as published.
+        mc_dropout: passes of Monte-Carlo dropout for the table of uncertainty; Dice is of one pass without, for all arms.
+        published: region -> mean and SD in the paper, in per cent, shown beside ours and marked as published.
     """
 
     recipe: str
@@ -69,6 +72,7 @@ class Benchmark(_Section):
         seeds: every arm is trained with each.
         set: "section.key=value" for the recipes of all arms.
         fractions: of training, validation and test among the training patients.
+        uncertainty: what counts 100 in uncertainty maps, "theoretical" or "case"; the score depends on it.
     """
 
     about: str = ""
@@ -77,6 +81,7 @@ class Benchmark(_Section):
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     set: tuple[str, ...] = ()
     fractions: tuple[float, float, float] = (0.85, 0.15, 0.0)
+    uncertainty: Literal["theoretical", "case"] = "theoretical"
 
     @model_validator(mode="after")
     def _known(self) -> Benchmark:
@@ -152,12 +157,15 @@ def tasks(benchmark: Benchmark, train: Path, test: Path, output: Path, *, device
                 f"the data sections of {first[0]} and {name} differ", remedy="one prepared cohort serves all arms"
             )
     data, prepared = first[1].data, output / "prepared"
-    size = () if data.size is None else ("--size", *map(str, data.size))
-    fractions = ("--fractions", *map(str, benchmark.fractions))
+    how = ["--modalities", ",".join(data.modalities), "--normalisation", data.normalisation]
+    for option, values in (("--spacing", data.spacing_mm), ("--size", data.size), ("--fractions", benchmark.fractions)):
+        how += [option, *map(str, values)] if values is not None else []
+    if data.available is not None:
+        how += ["--available", ",".join(data.available)]
     found = [
         Task(
             "prepare",
-            ("prepare", str(train), "-o", str(prepared), "--recipe", benchmark.arms[first[0]].recipe, *size, *fractions),
+            ("prepare", str(train), "-o", str(prepared), *how),
             prepared / "plan.json",
         )
     ]
@@ -180,23 +188,28 @@ def tasks(benchmark: Benchmark, train: Path, test: Path, output: Path, *, device
                     cost=cost,
                 )
             )
-            predictions = output / "predictions" / str(seed) / name
             seen = data.modalities if arm.privileged else data.available or data.modalities
-            sampling = ("--mc-dropout", str(arm.mc_dropout), "--uncertainty", "theoretical") if arm.mc_dropout else ()
-            scores = output / "scores" / f"{name}_{seed}.csv"
-            found.append(
-                Task(
-                    f"predict {name}/{seed}",
-                    (
-                        *("predict", "-i", str(test), "-o", str(predictions), "--model", str(run), "--device", device),
-                        *("--only", ",".join(seen), "--continue", *sampling),
-                    ),
-                    predictions / ".done",
-                    (f"train {name}/{seed}",),
-                )
+            predict = (
+                "predict",
+                "-i",
+                str(test),
+                "--model",
+                str(run),
+                "--device",
+                device,
+                "--only",
+                ",".join(seen),
+                "--continue",
             )
-            command = ("evaluate", str(predictions), "--reference", str(test), "--run", f"{name}/{seed}", "-o", str(scores))
-            found.append(Task(f"score {name}/{seed}", command, scores.with_suffix(".json"), (f"predict {name}/{seed}",)))
+            sampled = ("--mc-dropout", str(arm.mc_dropout), "--uncertainty", benchmark.uncertainty)
+            for kind, extra in (("", ()), *([(MC, sampled)] if arm.mc_dropout else [])):
+                predictions = output / "predictions" / str(seed) / f"{name}{kind}"
+                scores = output / "scores" / f"{name}{kind}_{seed}.csv"
+                title = f"{name}{kind}/{seed}"
+                begin = (*predict, "-o", str(predictions), *extra)
+                found.append(Task(f"predict {title}", begin, predictions / ".done", (f"train {name}/{seed}",)))
+                score = ("evaluate", str(predictions), "--reference", str(test), "--run", f"{name}/{seed}", "-o", str(scores))
+                found.append(Task(f"score {title}", score, scores.with_suffix(".json"), (f"predict {title}",)))
     return {task.name: task for task in found}
 
 
@@ -220,7 +233,10 @@ def run_tasks(
 
     Raises:
         ModistillError: a command failed, or the scheduler cannot be reached.
+        RecipeError: a limit of time for tasks that run elsewhere.
     """
+    if scheduler is not None and minutes is not None:
+        raise RecipeError("--minutes and --dask exclude each other", remedy="limit the time of the workers instead")
     if scheduler is not None:
         return _run_with_dask(todo, scheduler)
     end = None if minutes is None else time.monotonic() + 60 * minutes
@@ -254,15 +270,16 @@ def _sizes(run: Path) -> dict[str, float]:
     recipe = load_recipe(run / "recipe.yaml")
     with torch.device("meta"):
         method = build_method(recipe)
-        size = recipe.inference.window or recipe.sampling.patch_size or recipe.data.size or (64, 64, 64)
-        images = torch.empty(1, len(method.available), *size)
+        whole = recipe.data.size or recipe.sampling.patch_size or (64, 64, 64)
+        images = torch.empty(1, len(method.available), *(recipe.inference.window or whole))
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         method.eval().segment(images)
-    deployed = method.get_submodule(method.deployed)
+    deployed, inference = method.get_submodule(method.deployed), recipe.inference
+    passes = count_windows(whole, inference.window, inference.overlap) * 2 ** len(inference.mirror)
     return {
         "parameters": sum(p.numel() for p in deployed.parameters()),
         "trained_parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
-        "flops": counter.get_total_flops(),
+        "flops": counter.get_total_flops() * passes,
     }
 
 

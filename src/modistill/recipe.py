@@ -68,7 +68,7 @@ class Sampling(_Section):
         batch_size: samples a step.
         patch_size: voxels (D, H, W) of a sample; None for whole cases.
         samples_per_case: patches drawn from each case in an epoch.
-        foreground_fraction: share of the patches that are centred on foreground.
+        foreground_fraction: share of the patches that hold a drawn foreground voxel, wherever in the patch.
         augmentation: "none", "hadnet" (flip and small affine, as in its pre-training) or "standard".
         workers: threads that read ahead.
     """

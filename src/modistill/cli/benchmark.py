@@ -53,23 +53,25 @@ def command(
 
 def _report(benchmark: Benchmark, output: Path) -> None:
     """All tables that the finished arms allow, on the terminal and as OUTPUT/tables.md."""
-    from modistill.benchmark import costs
+    from modistill.benchmark import MC, costs
     from modistill.cli.tables import print_notes, print_table
-    from modistill.evaluation.comparison import compare
+    from modistill.evaluation.comparison import arm_of, compare
     from modistill.evaluation.papers import cost_table, paper_table
     from modistill.evaluation.scores import read_scores
     from modistill.evaluation.tables import comparison_markdown
     from modistill.files import write_text
 
-    done = {
-        arm: [
-            path for seed in benchmark.seeds if (path := output / "scores" / f"{arm}_{seed}.csv").with_suffix(".json").exists()
-        ]
-        for arm in benchmark.arms
-    }
-    scores: list[Scores] = [read_scores(path) for paths in done.values() for path in paths]
+    def scored(arm: str) -> list[Scores]:
+        """The scores of the seeds that are there."""
+        paths = [output / "scores" / f"{arm}_{seed}.csv" for seed in benchmark.seeds]
+        return [read_scores(path) for path in paths if path.with_suffix(".json").exists()]
+
+    done = {arm: scored(arm) for arm in benchmark.arms}
+    scores = [table for tables in done.values() for table in tables]
+    uncertain = [table for arm in benchmark.arms for table in scored(arm + MC)]
     rivals = [arm for arm, paths in done.items() if paths and not benchmark.arms[arm].privileged]
     if len(rivals) < 2:
+        print_notes([f"no tables yet: {len(rivals)} arms are scored, a comparison needs 2"])
         return
     apart = [arm for arm in done if benchmark.arms[arm].privileged]
     published = {name: arm.published for name, arm in benchmark.arms.items() if arm.published}
@@ -80,7 +82,6 @@ def _report(benchmark: Benchmark, output: Path) -> None:
             f"Not complete: {', '.join(f'{arm} {n} of {len(benchmark.seeds)} seeds' for arm, n in unequal.items())}.\n"
         )
     shown = [paper_table(scores, apart=apart, published=published, title="Table 1: Dice")]
-    uncertain = [table for table in scores if any(row.metric == "qu_score" for row in table.rows)]
     if len({table.runs[0].rsplit("/", 1)[0] for table in uncertain}) > 1:
         shown.append(paper_table(uncertain, "qu_score", beside="qu_trivial", apart=apart, title="Table 2: QU-BraTS score"))
     for table, notes in shown:
@@ -91,6 +92,7 @@ def _report(benchmark: Benchmark, output: Path) -> None:
         print_table(cost_table(spent))
         parts.append(cost_table(spent).markdown())
     if done[benchmark.control]:
-        parts.append(comparison_markdown(compare(scores, benchmark.control)))
+        fair = [table for table in scores if not benchmark.arms[arm_of(table.runs[0])].privileged]
+        parts.append(comparison_markdown(compare(fair, benchmark.control)))
     write_text(output / "tables.md", "\n".join(parts))
     print_notes([f"tables: {output / 'tables.md'}"])

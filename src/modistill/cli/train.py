@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,8 +44,22 @@ def command(
         for name, control in chosen.controls.items():
             folder = output.parent / name
             begun = (folder / "checkpoints" / "index.json").exists()
-            _train(load_recipe(control, overrides or ()), data, folder, begun, device, tensorboard)
+            _train(_control(control, overrides or ()), data, folder, begun, device, tensorboard)
     _train(chosen, data, output, resume, device, tensorboard)
+
+
+def _control(name: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe of a control with those of the overrides that concern it: arguments its method lacks are the other's own."""
+    from modistill.methods import load_method
+    from modistill.recipe import load_recipe, takes
+
+    method = load_method(load_recipe(name).method.name)
+
+    def concerns(override: str) -> bool:
+        section, _, key = override.partition("=")[0].partition(".")
+        return section != "method" or takes(method, key)
+
+    return load_recipe(name, list(filter(concerns, overrides)))
 
 
 def _train(recipe: Recipe, data: Path, output: Path, resume: bool, device: str, tensorboard: bool) -> None:

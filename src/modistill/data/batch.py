@@ -22,7 +22,7 @@ class Batch:
         modalities: names of the M channels.
         available_modalities: those that exist at test time, in the order the student reads them.
         cases: B case ids.
-        epoch: counts from 0; schedules of a method depend on nothing else.
+        epoch: counts from 0; with it, and with the steps of an optimiser, go the schedules of a method.
     """
 
     images: Tensor

@@ -20,7 +20,7 @@ value where one modality is non-zero). Their 160 x 192 x 160 counts the axes as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
@@ -125,6 +125,11 @@ class Preprocessing:
     def for_patients(self) -> Preprocessing:
         """The same preprocessing at test time: privileged modalities are not even looked at."""
         return replace(self, modalities=self.available)
+
+    def for_subset(self, there: Collection[str]) -> Preprocessing:
+        """The same for a patient who has only these: mask and crop rest on those of the available modalities, else on all."""
+        kept = tuple(name for name in self.available if name in there)
+        return replace(self, available=kept or tuple(name for name in self.modalities if name in there))
 
     def apply(self, case: Case, *, training: bool = False) -> Prepared:
         """Prepare one case.

@@ -27,15 +27,15 @@ def paper_table(
 ) -> tuple[TextTable, list[str]]:
     """Mean and SD of every arm in every region, and what the best one beats.
 
-    In each region the best arm is compared with every other (paired t-test over cases, each averaged over seeds, Holm's
-    correction over all tests of the table), as HAD-Net's Table 1 does.
+    In each region the best arm is compared with every other by a paired t-test over cases, as in HAD-Net's Table 1; here each
+    case is averaged over seeds first, and Holm's correction is applied.
 
     Args:
         tables: scores of all runs, named `arm/seed`.
         metric: which number.
         beside: a metric whose mean is shown in a column of its own beside each region.
         apart: arms that saw privileged data: shown, and not compared.
-        published: arm -> region -> mean and SD of a paper.
+        published: arm -> region -> mean and SD of a paper, in per cent as papers print them.
         title: above the table.
 
     Returns:
@@ -66,7 +66,11 @@ def paper_table(
     for arm in arms:
         ours = [_cell(summaries[arm, region], metric) + ("*" if best[region] == arm else "") for region in regions]
         theirs = (published or {}).get(arm, {})
-        paper = [f"{theirs[r][0]:.1f} ± {theirs[r][1]:.1f}" if r in theirs else "-" for r in regions] if published else []
+        paper = (
+            [f"{theirs[r][0] / 100:.3f} ± {theirs[r][1] / 100:.3f}" if r in theirs else "-" for r in regions]
+            if published
+            else []
+        )
         second = [number(others[arm, region].mean, beside) for region in regions] if beside else []
         rows.append((arm, *ours, *second, *paper))
     header = (

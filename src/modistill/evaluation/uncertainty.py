@@ -42,9 +42,13 @@ def uncertainty_scale(predictions: Path) -> str:
         return ""
     ways: dict[str, Path] = {}
     for path in sorted(predictions.glob("*.json")):
-        content = read_json(path)
-        if isinstance(content, dict) and "made_with" in content:
-            ways.setdefault(content["made_with"].get("uncertainty") or "", path)
+        try:
+            content = read_json(path)
+        except FileError:  # named as a fault of its case when that is scored
+            continue
+        made_with = content.get("made_with") if isinstance(content, dict) else None
+        if isinstance(made_with, dict):
+            ways.setdefault(made_with.get("uncertainty") or "", path)
     if len(ways) > 1:
         found = ", ".join(f"{way or 'none'} ({path.name})" for way, path in ways.items())
         raise FileError(f"uncertainty was written in several ways: {found}", file=predictions, remedy="predict all cases alike")
@@ -63,7 +67,7 @@ def score_uncertainty(
         regions: name -> binary maps (D, H, W) of prediction and reference.
 
     Returns:
-        Region -> metric -> value; regions without a map are left out.
+        Region -> metric -> value.
 
     Raises:
         FileError, GeometryError: a map cannot be read, or lies elsewhere.
@@ -72,10 +76,7 @@ def score_uncertainty(
     brain = _read(folder / "brain.nii.gz", prediction) > 0
     found = {}
     for region, (predicted, true) in regions.items():
-        path = folder / f"{region}.nii.gz"
-        if not path.is_file():
-            continue
-        values = _read(path, prediction)
+        values = _read(folder / f"{region}.nii.gz", prediction)
         curves = qu_brats(predicted, true, values, brain)
         at = {threshold: curves.filtered(threshold) for threshold in (75, 50, 25)}
         found[region] = {

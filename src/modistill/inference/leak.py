@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ def check_leak(model: Model, case: Case, *, device: str = "auto") -> Iterator[Le
         predictor = Predictor([model], device=device, precision="32", only=subset)
         without = Case(case.id, {name: case.images[name] for name in subset}, convention=case.convention)
         expected = predictor.predict(without).probabilities
-        prepared = replace(model.preprocessing, available=subset).apply(without) if model.any_subset else None
+        prepared = model.preprocessing.for_subset(subset).apply(without) if model.any_subset else None
         clean = None if prepared is None else predictor.maps([model], subset, prepared.images)
         for name, scale in _GARBAGE.items() if missing else ():
             noise = {m: case.images[m].with_voxels(_noise(rng, case.images[m].shape, scale)) for m in missing}

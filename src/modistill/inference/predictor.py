@@ -6,8 +6,8 @@ model does not read is never opened: it may be absent, damaged or of another gri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -82,7 +82,7 @@ class Predictor:
         only: the modalities that may be used, whatever else a case has; None for all.
         passes: of Monte-Carlo dropout, averaged; 0 for the network without dropout.
         ensemble: average over all models that read the same of a case, instead of choosing the first.
-        seed: of the dropout masks.
+        seed: of dropout masks, and of what else a method draws.
         uncertainty: None, or what counts 100 in the uncertainty maps: "theoretical" (the largest entropy possible) or "case".
 
     Raises:
@@ -175,7 +175,7 @@ class Predictor:
             "precision": self.precision,
             "preprocessing": model.preprocessing.to_json(),
             "passes": self.passes,
-            "seed": self.seed if self.passes else None,
+            "seed": self.seed,
             "ensemble": [other.digest for other in self.models] if self.ensemble else None,
             "uncertainty": self.uncertainty,
         }
@@ -216,7 +216,7 @@ class Predictor:
     def _predict(self, case: Case, model: Model, used: tuple[str, ...], reason: str, on_window: OnWindow | None) -> Prediction:
         preprocessing = model.preprocessing
         if model.any_subset:  # mask and crop rest on what there is
-            preprocessing = replace(preprocessing, available=_first_not_empty(preprocessing.available, used))
+            preprocessing = preprocessing.for_subset(used)
         prepared = preprocessing.apply(case)
         members = self.members(model, used)
         if len(members) > 1:
@@ -269,7 +269,7 @@ class Predictor:
         model = members[0]
         sampler = Mirrored(Ensemble([self._sampler(member, used) for member in members]), self._mirror(model))
         try:
-            with self._arithmetic():
+            with self._arithmetic(), self._seeded():
                 maps = sample_windows(
                     sampler,
                     torch.from_numpy(images),
@@ -303,6 +303,13 @@ class Predictor:
     def _arithmetic(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16-mixed" else nullcontext()
 
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Whatever a method draws when it segments, it draws alike for every case and every time."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.seed)
+            yield
+
     def _overlap(self, model: Model) -> float:
         return model.overlap if self.overlap is None else self.overlap
 
@@ -315,11 +322,6 @@ def _reduced(case: Case | CaseFiles, modalities: tuple[str, ...]) -> Case:
     if isinstance(case, CaseFiles):
         return case.read(modalities, with_labels=False)
     return Case(case.id, {name: case.images[name] for name in modalities}, convention=case.convention)
-
-
-def _first_not_empty(wanted: tuple[str, ...], there: tuple[str, ...]) -> tuple[str, ...]:
-    """Those wanted that are there, or else all that are there."""
-    return tuple(name for name in wanted if name in there) or there
 
 
 def _uncertainty(found: Prediction, expected: NDArray[np.float32], scale: Literal["theoretical", "case"]) -> dict[str, Volume]:

@@ -80,7 +80,7 @@ def sample_windows(
 ) -> Tensor:
     """Mean class probabilities of a whole volume over everything that a sampler answers.
 
-    Sums run along with the samples: 100 passes need the memory of one.
+    Sums run along with the samples: their number costs time, and no memory.
 
     Args:
         sampler: images (B, M, d, h, w) -> several logits (B, C, d, h, w), on `device`.

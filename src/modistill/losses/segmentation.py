@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -72,9 +73,11 @@ def soft_dice(p: Tensor, g: Tensor, *, squared: bool = False, smooth: float = 1e
 def decayed(weights: Tensor, epoch: int, factor: float = 0.98) -> Tensor:
     """Class weights that fade to 1: max(w * factor^epoch, 1), as HAD-Net's pre-training does (epochs count from 0).
 
+    Weights below 1, which it has none of, stay as they are.
+
     Example:
         >>> import torch
         >>> [round(w, 2) for w in decayed(torch.tensor([1.0, 59.4507, 23.3190, 71.8481]), epoch=100).tolist()]
         [1.0, 7.88, 3.09, 9.53]
     """
-    return (weights * factor**epoch).clamp(min=1)
+    return torch.where(weights > 1, (weights * factor**epoch).clamp(min=1), weights)

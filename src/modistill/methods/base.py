@@ -42,7 +42,10 @@ class Method(nn.Module):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What a training case must have: everything that any network reads, the most informed network's order first."""
+        """What training reads: all that any network does, the most informed network's order first.
+
+        A training case must have all of it, unless the method serves any subset.
+        """
         longest = max(self.reads.values(), key=len)
         return tuple(dict.fromkeys([*longest, *(name for names in self.reads.values() for name in names)]))
 

@@ -21,7 +21,8 @@ Differs from nnU-Net
        nnU-Net plans for BraTS (patch 128x128x128, batch 2, 1000 epochs of 250 steps).
     2. The loss is greater by 1: nnU-Net subtracts the Dice and leaves out the constant.
     3. Labels are exclusive classes. For BraTS nnU-Net can also learn the overlapping regions, with sigmoid outputs.
-    4. Preparation, augmentation and mirroring are the recipe's, not nnU-Net's.
+    4. Preparation, augmentation, mirroring and the share of patches with foreground are the recipe's, not nnU-Net's; the
+       weights that are kept are the best on validation cases, not the last.
 Differs from Ruffle et al.
     5. They used nnU-Net's first version, whose heads and transposed convolutions have no biases.
 """

@@ -27,12 +27,14 @@ Choices where the sources are silent, an argument each
        softmax mean something relative to each other only. KD-Net has a sigmoid for each overlapping region (not verified
        either): `activation="sigmoid"` and, for BraTS, `regions=((1, 2, 3), (1, 3), (3,))`.
     2. The latent map is the output of the U-Net's centre (c5), its softmax over the channels of each voxel; the divergence is
-       summed over voxels and averaged over the batch, as in a public re-implementation. `latent_over` and `latent_reduction`
-       have the alternatives; the latter changes the weight of L_KL by orders of magnitude. `latent_weight` is mu.
+       summed over voxels and averaged over the batch, as in a public re-implementation. So it grows with the image: about half
+       a nat for each of 1,200 latent voxels at 160x192x160, hundreds of times the other terms; at KD-Net's 64^3 there are 64.
+       `latent_weight` is mu (`brats/kd_net_plus` keeps the original's weight with 64 / 1200), `latent_over` and
+       `latent_reduction` have the other readings. The direction, teacher first, is that of the re-implementation too.
     3. The frozen teacher's dropout is silent: `teacher_dropout=True` keeps it active, as in HAD-Net.
 
 Differs from the paper
-    4. The networks are HAD-Net's, as in KD-Net+.
+    4. Networks, preparation and image size are HAD-Net's, as in KD-Net+; losses are means over regions and voxels.
     5. The plateau (`training.plateau` in a recipe) is one of the validation score; there, of the validation loss.
 """
 

@@ -12,8 +12,8 @@ with the weight of class c in epoch e   w_c(e) = max(w_c(0) * 0.98^e, 1).
 
 Differs from the authors' code
     1. The cross-entropy is normalised per volume and then averaged over the batch. At their batch size of 1 it is the same.
-    2. Their pre-training creates a learning-rate plateau schedule and never steps it, so the published numbers come from a
-       constant rate: the default here. The paper's reading (halve after 30 epochs without improvement) is
+    2. Their pre-training creates a learning-rate plateau schedule and never steps it, so the published numbers presumably come
+       from a constant rate: the default here. The paper's reading (halve after 30 epochs without improvement) is
        `training.plateau: {factor: 0.5, patience: 30}` in a recipe.
     3. Their class weights are constants of BraTS 2019; here they are an argument (computed from the training cases, or given).
 """

@@ -1,0 +1,342 @@
+"""Benchmarks: what is refused, in which order tasks run, what is done twice, and one small table from patients to numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from command_line import run_main
+from modistill import benchmark
+from modistill.benchmark import Benchmark, Task, load_benchmark, run_tasks, tasks
+from modistill.errors import ModistillError, RecipeError
+from modistill.evaluation.scores import read_scores
+from modistill.phantom.cohort import write_cohort
+
+ARMS = {"student": {"recipe": "demo/student"}, "control": {"recipe": "demo/control"}}
+
+
+def write(path: Path, **content: Any) -> Path:
+    path.write_text(json.dumps({"arms": ARMS, "control": "student", "seeds": [0], **content}))  # which YAML contains
+    return path
+
+
+def plan(**content: Any) -> dict[str, Task]:
+    chosen = Benchmark.model_validate({"arms": ARMS, "control": "student", "seeds": [0], **content})
+    return tasks(chosen, Path("train"), Path("test"), Path("out"), device="cpu")
+
+
+# --------------------------------------------------------------------------- the file
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"control": "had_net"}, "control is had_net, no such arm among student, control"),
+        ({"sedes": [0]}, r"unknown key sedes \(did you mean seeds\?\)"),
+        ({"arms": {**ARMS, "x": {"recipe": "demo/student", "privilege": True}}}, "unknown key arms.x.privilege"),
+        ({"arms": {"student": ARMS["student"]}}, "arms: Dictionary should have at least 2 items"),
+        ({"arms": {**ARMS, "a/b": ARMS["control"]}}, "an arm's name is letters, digits, _ and -; not 'a/b'"),
+        ({"seeds": []}, "seeds: Tuple should have at least 1 item"),
+        ({"arms": {**ARMS, "x": {"recipe": "demo/student", "mc_dropout": -1}}}, "arms.x.mc_dropout: .* found -1"),
+        ({"arms": {**ARMS, "x": {}}}, "arms.x.recipe: Field required"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path: Path, content: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=rf"b\.yaml: .*{words}") as error:
+        load_benchmark(write(tmp_path / "b.yaml", **content))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_absent_or_no_yaml(tmp_path: Path) -> None:
+    known = "known: benchmarks/hadnet_table1, benchmarks/hadnet_table1_phantom"
+    with pytest.raises(RecipeError, match=rf"b\.yaml: there is no such benchmark \({known}"):
+        load_benchmark(tmp_path / "b.yaml")
+    (tmp_path / "b.yaml").write_text("arms: [")
+    with pytest.raises(RecipeError, match=r"b\.yaml: cannot be read"):
+        load_benchmark(tmp_path / "b.yaml")
+    assert load_benchmark(write(tmp_path / "b.yaml")).seeds == (0,)
+
+
+# --------------------------------------------------------------------------- the tasks
+
+
+def shipped() -> list[str]:
+    folder = Path(benchmark.__file__).parent / "recipes" / "benchmarks"
+    return sorted(f"benchmarks/{path.stem}" for path in folder.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_benchmarks_need_only_what_comes_before(name: str) -> None:
+    chosen = load_benchmark(name)
+    found = tasks(chosen, Path("train"), Path("test"), Path("out"))
+    before: set[str] = set()
+    for task in found.values():
+        assert set(task.needs) <= before, task.name
+        before.add(task.name)
+    sampled = sum(arm.mc_dropout > 0 for arm in chosen.arms.values())
+    assert len(found) == 1 + (3 * len(chosen.arms) + 2 * sampled) * len(chosen.seeds)
+    assert len({task.done for task in found.values()}) == len(found)
+    assert sum(chosen.fractions) == pytest.approx(1)
+    assert "train teacher/1" in found["train had_net/1"].needs
+    for seed in chosen.seeds:
+        assert f"training.seed={seed}" in found[f"train had_net/{seed}"].command
+
+
+def test_commands_by_hand() -> None:
+    arms = {"teacher": {"recipe": "demo/teacher", "privileged": True, "set": ["training.epochs=2"]}, **ARMS}
+    arms["student"] = {"recipe": "demo/student", "mc_dropout": 7}
+    found = plan(arms=arms, set=["method.width=2"], fractions=[0.5, 0.5, 0.0])
+    assert list(found)[:4] == ["prepare", "train teacher/0", "predict teacher/0", "score teacher/0"]
+    assert " ".join(found["prepare"].command) == (
+        "prepare train -o out/prepared --modalities flair,t1ce,t1,t2 --normalisation hadnet --size 48 48 40 "
+        "--fractions 0.5 0.5 0.0 --available flair,t1,t2"
+    )
+    train = found["train teacher/0"]
+    assert " ".join(train.command) == (
+        "train demo/teacher --data out/prepared -o out/runs/0/teacher --device cpu "
+        "--set method.width=2 --set training.epochs=2 --set training.seed=0"
+    )
+    assert (train.needs, train.done, train.cost) == (("prepare",), *[Path("out/costs/teacher_0.json")] * 2)
+    assert train.resumes == Path("out/runs/0/teacher/checkpoints/index.json")
+    assert " ".join(found["predict teacher/0"].command) == (
+        "predict -i test --model out/runs/0/teacher --device cpu --only flair,t1ce,t1,t2 --continue "
+        "-o out/predictions/0/teacher"
+    )
+    assert "--mc-dropout" not in found["predict student/0"].command  # Dice is of one pass, for all arms alike
+    assert " ".join(found["predict student+mc/0"].command) == (
+        "predict -i test --model out/runs/0/student --device cpu --only flair,t1,t2 --continue "
+        "-o out/predictions/0/student+mc --mc-dropout 7 --uncertainty theoretical"
+    )
+    assert found["score student+mc/0"].done == Path("out/scores/student+mc_0.json")
+    assert " ".join(found["score control/0"].command) == (
+        "evaluate out/predictions/0/control --reference test --run control/0 -o out/scores/control_0.csv"
+    )
+    assert found["train control/0"].needs == ("prepare", "train student/0")  # it starts from its weights
+
+
+def starting(**parents: str) -> dict[str, Any]:
+    """Arms that start from each other."""
+    made: dict[str, Any] = {name: {"recipe": "demo/student"} for name in parents}
+    for name, parent in parents.items():
+        if parent:
+            made[name]["set"] = [f"start_from.network=../{parent}"]
+    return {"arms": made, "control": next(iter(parents))}
+
+
+def test_arms_wait_for_those_they_start_from() -> None:
+    order = [name for name in plan(**starting(c="b", a="", b="a")) if name.startswith("train")]
+    assert order == ["train a/0", "train b/0", "train c/0"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (starting(a="", b="teacher"), "b starts from teacher, which is no arm (add it to the arms)"),
+        (starting(a="", b="c", c="b"), "arms wait for each other: b, c"),
+        (
+            {"arms": {"a": ARMS["student"], "b": {"recipe": "demo/student", "set": ["data.size=[32,32,32]"]}}, "control": "a"},
+            "the data sections of a and b differ (one prepared cohort serves all arms)",
+        ),
+        (
+            {"arms": {**ARMS, "x": {"recipe": "demo/hadnet"}}},
+            "demo/hadnet: there is no such recipe (did you mean demo/had_net?)",
+        ),
+    ],
+)
+def test_arms_that_cannot_be_compared(content: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(words)):
+        plan(**content)
+
+
+# --------------------------------------------------------------------------- running
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Tasks run what stands in their command as it is; returns the commands that began."""
+    begun: list[list[str]] = []
+
+    def start(command: list[str]) -> subprocess.Popen[bytes]:
+        begun.append(command[3:])
+        return subprocess.Popen(command[3:])
+
+    monkeypatch.setattr(benchmark, "subprocess", SimpleNamespace(Popen=start))
+    return begun
+
+
+def sh(name: str, script: str, done: Path, **more: Any) -> Task:
+    return Task(name, ("sh", "-c", script), done, **more)
+
+
+def test_tasks_run_once_and_in_order(tmp_path: Path, shell: list[list[str]]) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    todo = {"a": sh("a", f"touch {a}", a), "b": sh("b", f"test -f {a} && touch {b}", b, needs=("a",))}
+    told: list[tuple[str, int, int]] = []
+
+    def run() -> bool:
+        return run_tasks(todo, on_task=lambda task, number, count: told.append((task.name, number, count)))
+
+    assert run()
+    assert told == [("a", 1, 2), ("b", 2, 2)]
+    assert run()
+    assert len(shell) == len(told) == 2
+    b.unlink()
+    assert run()
+    assert told[2:] == [("b", 2, 2)]
+
+
+def test_a_failure_names_the_task_and_stops(tmp_path: Path, shell: list[list[str]]) -> None:
+    todo = {
+        "train a/0": sh("train a/0", "exit 4", tmp_path / "a", cost=tmp_path / "costs" / "a.json"),
+        "b": sh("b", "exit 0", tmp_path / "b", needs=("train a/0",)),
+    }
+    with pytest.raises(ModistillError, match=r"train a/0 ended with exit code 4 \(see above: modistill sh -c exit 4\)"):
+        run_tasks(todo)
+    assert len(shell) == 1
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "costs" / "a.json").exists()
+
+
+@pytest.mark.parametrize(("code", "writes"), [(0, False), (3, False), (2, True)])
+def test_what_counts_as_done(tmp_path: Path, shell: list[list[str]], code: int, writes: bool) -> None:
+    """Some cases failed (3), or the file is there and the exit code names failed cases (2): the table counts them."""
+    done = tmp_path / "done"
+    assert run_tasks({"a": sh("a", f"{f'touch {done};' if writes else ''} exit {code}", done)})
+    assert done.exists()
+
+
+def test_the_time_is_over_and_the_next_run_resumes(tmp_path: Path, shell: list[list[str]]) -> None:
+    cost, index = tmp_path / "costs" / "a_0.json", tmp_path / "index.json"
+    slow = sh("train a/0", f"touch {index}; sleep 20 & wait", cost, resumes=index, cost=cost)
+    later = sh("b", f"touch {tmp_path / 'b'}", tmp_path / "b")
+    assert not run_tasks({"a": slow, "b": later}, minutes=0.3 / 60)
+    part = json.loads((tmp_path / "costs" / "a_0.part.json").read_text())
+    assert 0.3 <= part["seconds"] < 5
+    assert part["peak_bytes"] > 100_000
+    assert not cost.exists()
+    assert not (tmp_path / "b").exists()
+    quick = sh("train a/0", "sleep 0.2", cost, resumes=index, cost=cost)
+    assert run_tasks({"a": quick, "b": later}, minutes=5)
+    assert [command[3:] for command in shell] == [[], ["--resume"], []]
+    whole = json.loads(cost.read_text())
+    assert whole["seconds"] >= part["seconds"] + 0.2
+    assert whole["peak_bytes"] >= part["peak_bytes"]
+    assert [path.name for path in cost.parent.iterdir()] == ["a_0.json"]
+
+
+def test_peak_memory_is_that_of_the_process(tmp_path: Path, shell: list[list[str]]) -> None:
+    """200 MB that are written to."""
+    cost = tmp_path / "cost.json"
+    command = (sys.executable, "-S", "-c", "x = bytearray(b'1') * 200_000_000")
+    assert run_tasks({"a": Task("a", command, cost, cost=cost)})
+    assert 200e6 < json.loads(cost.read_text())["peak_bytes"] < 2e9
+
+
+# --------------------------------------------------------------------------- Dask
+
+
+@pytest.fixture
+def scheduler() -> Any:
+    distributed = pytest.importorskip("distributed")
+    how = {"processes": False, "n_workers": 1, "threads_per_worker": 2, "dashboard_address": None}
+    with distributed.LocalCluster(**how) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.mark.filterwarnings("ignore")  # those of Dask
+def test_dask_runs_tasks_after_those_they_need(tmp_path: Path, shell: list[list[str]], scheduler: str) -> None:
+    files = {name: tmp_path / name for name in "abcd"}
+    needs = {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c")}
+    todo = {
+        name: sh(name, " && ".join(["sleep 0.1", *(f"test -f {files[n]}" for n in needs[name]), f"touch {path}"]), path,
+                 needs=needs[name])
+        for name, path in files.items()
+    }  # fmt: skip
+    assert run_tasks(todo, scheduler=scheduler)
+    assert all(path.exists() for path in files.values())
+    assert run_tasks(todo, scheduler=scheduler)
+    assert len(shell) == 4
+
+
+@pytest.mark.filterwarnings("ignore")  # those of Dask
+def test_a_failure_on_a_dask_worker_names_the_task(tmp_path: Path, shell: list[list[str]], scheduler: str) -> None:
+    todo = {
+        "train a/0": sh("train a/0", "exit 4", tmp_path / "a"),
+        "b": sh("b", f"touch {tmp_path / 'b'}", tmp_path / "b", needs=("train a/0",)),
+    }
+    with pytest.raises(ModistillError, match=r"train a/0 ended with exit code 4"):
+        run_tasks(todo, scheduler=scheduler)
+    assert not (tmp_path / "b").exists()
+
+
+def test_no_scheduler_there_is_one_line() -> None:
+    pytest.importorskip("distributed")
+    with pytest.raises(RecipeError, match="no Dask scheduler answers at nonsense://x"):
+        run_tasks({}, scheduler="nonsense://x")
+
+
+# --------------------------------------------------------------------------- the whole way
+
+
+def test_from_patients_to_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two arms, one seed, one epoch; and everything again, where nothing is left to do."""
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    write_cohort(tmp_path / "train", 3, seed=3, shape=(32, 32, 32), workers=1)
+    write_cohort(tmp_path / "test", 2, seed=3, shape=(32, 32, 32), first=10, workers=1)
+    small = ["training.epochs=1", "training.validate_every=1", "training.precision='32'", "method.width=2"]
+    arms = {
+        "student": {"recipe": "demo/student", "mc_dropout": 2, "published": {"WT": [87.9, 12.4]}},
+        "any": {"recipe": "demo/modality_dropout", "mc_dropout": 2},
+    }
+    how = {"arms": arms, "about": "A small table", "set": [*small, "data.size=[32,32,32]"], "fractions": [0.67, 0.33, 0.0]}
+    file, out = write(tmp_path / "small.yaml", **how), tmp_path / "out"
+    command = ("benchmark", file, "--train", tmp_path / "train", "--test", tmp_path / "test", "-o", out, "--device", "cpu")
+    assert run_main(*command) == 0
+    shown = capfd.readouterr()
+    assert [line for line in shown.err.splitlines() if re.fullmatch(r"\d+/11 .*", line)] == [
+        *("1/11 prepare", "2/11 train student/0", "3/11 predict student/0", "4/11 score student/0"),
+        *("5/11 predict student+mc/0", "6/11 score student+mc/0", "7/11 train any/0"),
+        *("8/11 predict any/0", "9/11 score any/0", "10/11 predict any+mc/0", "11/11 score any+mc/0"),
+    ]
+    text = (out / "tables.md").read_text()
+    for words in (
+        "# A small table",
+        "### Table 1: Dice",
+        "WT published",
+        "0.879 ± 0.124",
+        "### Table 2: QU-BraTS score",
+        "### Cost, mean over seeds",
+        "## Comparison with student",
+    ):
+        assert words in text, words
+    assert all(f"| {arm} |" in text for arm in arms)
+    for arm in arms:
+        scores = read_scores(out / "scores" / f"{arm}_0.csv")
+        assert (scores.runs, scores.subsets, len(scores.cases)) == ((f"{arm}/0",), ("flair+t1+t2",), 2)
+        assert scores.failed == ()
+        assert scores.protocol.uncertainty == ""
+        assert read_scores(out / "scores" / f"{arm}+mc_0.csv").protocol.uncertainty == "theoretical"
+        cost = json.loads((out / "costs" / f"{arm}_0.json").read_text())
+        assert cost["seconds"] > 0
+        assert cost["peak_bytes"] > 50e6
+    chosen = load_benchmark(file)
+    found = benchmark.costs(chosen, out)
+    assert {arm: len(seeds) for arm, seeds in found.items()} == {"student": 1, "any": 1}
+    assert all(one[0]["flops"] > 0 and one[0]["parameters"] == one[0]["trained_parameters"] > 0 for one in found.values())
+    made = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "tables.md"}
+    assert run_main(*command) == 0
+    assert "/11 " not in capfd.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert (out / "tables.md").read_text() == text
+    (out / "scores" / "any_0.json").unlink()  # one arm alone makes no table, and its scores are still to come
+    (out / "tables.md").unlink()
+    assert run_main(*command, "--tables") == 0
+    assert not (out / "tables.md").exists()
