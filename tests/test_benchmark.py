@@ -226,7 +226,7 @@ def test_the_time_is_over_and_the_next_run_resumes(tmp_path: Path, shell: list[l
     assert run_tasks({"a": quick, "b": later}, minutes=5)
     assert [command[3:] for command in shell] == [[], ["--resume"], []]
     whole = json.loads(cost.read_text())
-    assert whole["seconds"] >= part["seconds"] + 0.2
+    assert whole["seconds"] > part["seconds"] + 0.15
     assert whole["peak_bytes"] >= part["peak_bytes"]
     assert [path.name for path in cost.parent.iterdir()] == ["a_0.json"]
 
