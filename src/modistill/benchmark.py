@@ -162,13 +162,7 @@ def tasks(benchmark: Benchmark, train: Path, test: Path, output: Path, *, device
         how += [option, *map(str, values)] if values is not None else []
     if data.available is not None:
         how += ["--available", ",".join(data.available)]
-    found = [
-        Task(
-            "prepare",
-            ("prepare", str(train), "-o", str(prepared), *how),
-            prepared / "plan.json",
-        )
-    ]
+    found = [Task("prepare", ("prepare", str(train), "-o", str(prepared), *how), prepared / "plan.json")]
     for seed in benchmark.seeds:
         for name in _in_order(recipes):
             arm, run = benchmark.arms[name], output / "runs" / str(seed) / name
@@ -190,16 +184,8 @@ def tasks(benchmark: Benchmark, train: Path, test: Path, output: Path, *, device
             )
             seen = data.modalities if arm.privileged else data.available or data.modalities
             predict = (
-                "predict",
-                "-i",
-                str(test),
-                "--model",
-                str(run),
-                "--device",
-                device,
-                "--only",
-                ",".join(seen),
-                "--continue",
+                *("predict", "-i", str(test), "--model", str(run), "--device", device),
+                *("--only", ",".join(seen), "--continue"),
             )
             sampled = ("--mc-dropout", str(arm.mc_dropout), "--uncertainty", benchmark.uncertainty)
             for kind, extra in (("", ()), *([(MC, sampled)] if arm.mc_dropout else [])):

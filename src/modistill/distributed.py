@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, distributed, nn
 
-__all__ = ["average_gradients", "rank_mean"]
+__all__ = ["average_gradients", "leave", "rank_mean"]
 
 
 def _world() -> int:
@@ -34,3 +34,12 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     parts = torch.split(message, [gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+def leave() -> None:
+    """Leave the group of ranks, while Python still runs.
+
+    Gloo's threads hold tensors; where the interpreter ends first, letting go of one aborts a process whose work is done.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

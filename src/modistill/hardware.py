@@ -80,8 +80,8 @@ class SoundConvolutions(TorchFunctionMode):
     """While it is entered, CPU convolutions of small maps are computed in fp32, also under bf16 autocast.
 
     oneDNN's bf16 gradient of the weights, as PyTorch 2.13 brings it, reads and writes memory that is not its own where an
-    axis of the map is hardly longer than the kernel: gradients are wrong or not finite, or the process dies. Among random
-    layers with an axis up to the kernel's length one in 100 showed it, among 12,000 with longer axes none. Small maps cost
+    axis of the map is hardly longer than the kernel: gradients are wrong or not finite, or the process dies. Of random layers
+    with an axis up to the kernel's length at least one in 100 showed it, of some 4,000 with longer axes none. Small maps cost
     next to nothing.
     """
 

@@ -7,6 +7,7 @@ position), so a checkpoint needs no random states to be exact.
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import signal
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from modistill.checkpoints import Checkpoints
 from modistill.data.batch import Batch
-from modistill.distributed import average_gradients, rank_mean
+from modistill.distributed import average_gradients, leave, rank_mean
 from modistill.errors import TrainingStopped
 from modistill.hardware import SoundConvolutions, pick_device, pick_precision, tune_allocator
 from modistill.log import LogRow, read_log, write_log
@@ -308,6 +309,8 @@ def launch(settings: TrainingSettings, device: str, loggers: Sequence[Any] = ())
         loggers=list(loggers),
     )
     fabric.launch()
+    if world > 1:
+        atexit.register(leave)
     return fabric
 
 

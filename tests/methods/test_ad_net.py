@@ -41,7 +41,7 @@ def test_every_argument_reaches_had_net() -> None:
     }
     assert {*arguments, "modalities", "available", "classes"} == set(inspect.signature(HADNet).parameters)
     ours, theirs = (method(("a", "b", "c"), ("b",), 3, **arguments) for method in (ADNet, HADNet))
-    for name in ("reads", "adversarial_weight", "critic_rests_above", "teacher_dropout"):
+    for name in ("reads", "adversarial_weight", "critic_rests_above", "silent"):
         assert getattr(ours, name) == getattr(theirs, name)
     for name in ("teacher", "student", "shown"):
         assert repr(getattr(ours, name)) == repr(getattr(theirs, name))

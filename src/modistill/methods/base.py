@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import ClassVar, TypeAlias, TypeVar
+from typing import ClassVar, Self, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,20 @@ class Method(nn.Module):
         reads: path of a network -> names of the modalities it reads, in channel order. These are also the networks that can
             start from the weights of another run (`start_from` in a recipe).
         deployed: path of the network that `segment` uses; only its weights go into `model.safetensors`.
+        silent: paths of networks that stay in eval mode while the others train, so that their dropout does.
     """
 
     players: Mapping[str, OptimizerFactory]
     reads: Mapping[str, tuple[str, ...]]
     deployed: ClassVar[str]
+    silent: tuple[str, ...] = ()
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for all but the silent networks."""
+        super().train(mode)
+        for path in self.silent:
+            self.get_submodule(path).eval()
+        return self
 
     @property
     def available(self) -> tuple[str, ...]:

@@ -97,7 +97,7 @@ class HADNet(Method):
         self.register_buffer("class_weights", class_weights_buffer(class_weights, classes), persistent=False)
         self.adversarial_weight = adversarial_weight
         self.critic_rests_above = critic_rests_above
-        self.teacher_dropout = teacher_dropout
+        self.silent = () if teacher_dropout else ("teacher",)
         self.shown = torch.nn.Identity() if critic_sees == "logits" else torch.nn.Softmax(dim=1)
         self.reads = {"teacher": tuple(modalities), "student": tuple(available)}
         adam = partial(Adam, lr=lr, betas=betas, fused=True)
@@ -135,12 +135,6 @@ class HADNet(Method):
         """The student's logits (B, C, *spatial)."""
         logits: Tensor = self.student(images)
         return logits
-
-    def train(self, mode: bool = True) -> HADNet:
-        """Training mode; the teacher follows only where its dropout is wanted."""
-        super().train(mode)
-        self.teacher.train(mode and self.teacher_dropout)
-        return self
 
 
 def _with_hierarchy(network: UNet, images: Tensor) -> tuple[Tensor, Hierarchy]:

@@ -118,7 +118,7 @@ class KDNet(Method):
         self.regions = _checked(regions, classes)
         self.soft_targets = partial(soft_targets, regions=self.regions, temperature=temperature, activation=activation)
         self.latent_divergence = partial(latent_divergence, over=latent_over, reduction=latent_reduction)
-        self.teacher_dropout = teacher_dropout
+        self.silent = () if teacher_dropout else ("teacher",)
         self.reads = {"teacher": tuple(modalities), "student": tuple(available)}
         self.players = {"student": partial(Adam, lr=lr, betas=betas, fused=True)}
 
@@ -142,12 +142,6 @@ class KDNet(Method):
         """The student's logits (B, C, *spatial)."""
         logits: Tensor = self.student(images)
         return logits
-
-    def train(self, mode: bool = True) -> KDNet:
-        """Training mode; the teacher follows only where its dropout is wanted."""
-        super().train(mode)
-        self.teacher.train(mode and self.teacher_dropout)
-        return self
 
 
 def _with_latent(network: UNet, images: Tensor) -> tuple[Tensor, Tensor]:
