@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from command_line import run_main
+from modistill.benchmark import sizes
 from modistill.evaluation.scores import read_scores
 from modistill.phantom.cohort import write_cohort
 from modistill.recipe import recipe_names
@@ -50,3 +52,6 @@ def test_a_recipe_goes_the_whole_way(folder: Path, name: str) -> None:
     assert table.subsets == ("flair+t1+t2",)
     assert len(table.cases) == 4
     assert not table.failed
+    counted, weights = sizes(run), load_file(run / "model.safetensors").values()
+    assert 0 < counted["parameters"] <= sum(weight.numel() for weight in weights)
+    assert counted["flops"] > 1e6

@@ -33,7 +33,7 @@ from modistill.inference.windows import count_windows
 from modistill.recipe import check, load_recipe
 from modistill.runs import build_method
 
-__all__ = ["MC", "Arm", "Benchmark", "Task", "costs", "load_benchmark", "run_tasks", "tasks"]
+__all__ = ["MC", "Arm", "Benchmark", "Task", "costs", "load_benchmark", "run_tasks", "sizes", "tasks"]
 
 _SHIPPED = Path(__file__).parent / "recipes"
 MC = "+mc"  # after the name of an arm, in the folders of its Monte-Carlo predictions
@@ -243,12 +243,12 @@ def costs(benchmark: Benchmark, output: Path) -> dict[str, list[dict[str, float]
         for seed in benchmark.seeds:
             path = output / "costs" / f"{name}_{seed}.json"
             if path.exists():
-                sizes = found[name][0] if name in found else _sizes(output / "runs" / str(seed) / name)
-                found.setdefault(name, []).append(sizes | read_json(path))
+                size = found[name][0] if name in found else sizes(output / "runs" / str(seed) / name)
+                found.setdefault(name, []).append(size | read_json(path))
     return found
 
 
-def _sizes(run: Path) -> dict[str, float]:
+def sizes(run: Path) -> dict[str, float]:
     """Parameters and FLOPs of the method of a run, without computing anything."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode

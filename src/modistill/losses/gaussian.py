@@ -11,19 +11,18 @@ https://arxiv.org/abs/1907.11150). All is computed in float32 at least.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from modistill.hardware import wide
 
-__all__ = ["Gaussian", "kl_divergence", "product_of_experts", "subset_divergence"]
+__all__ = ["Gaussian", "product_of_experts", "subset_divergence"]
 
 _GUARD = 1e-7  # of the published code, wherever it divides by a variance or takes its logarithm
-_SLAB = 2**16  # elements of one map that are worked on at once
+_SLAB = 2**14  # elements of one map that are worked on at once: those of all subsets fit into the cache
 
 
 class Gaussian(NamedTuple):
@@ -65,15 +64,6 @@ def product_of_experts(experts: Sequence[Gaussian], presence: Tensor) -> Gaussia
     return _normalised(precision, weighted)
 
 
-def kl_divergence(p: Gaussian, q: Gaussian) -> Tensor:
-    """KL(p || q) of every element, in nats.
-
-    (log var_q - log var_p - 1 + (var_p + (mean_p - mean_q)^2) / (var_q + 1e-7)) / 2: 0 for equal ones, but for the guard.
-    """
-    ratio = (p.logvar.exp() + (p.mean - q.mean).square()) / (q.logvar.exp() + _GUARD)
-    return (q.logvar - p.logvar - 1 + ratio) / 2
-
-
 def subset_divergence(experts: Sequence[Gaussian], presence: Tensor, chosen: Tensor) -> Tensor:
     """How far the products of all subsets of the experts lie from that of the chosen one, and from N(0, 1).
 
@@ -83,8 +73,12 @@ def subset_divergence(experts: Sequence[Gaussian], presence: Tensor, chosen: Ten
 
     each KL a mean over elements, the whole a mean over cases. A case with a single expert has the second sum only.
 
-    The products of all subsets would take 2^M - 1 times the memory of one: they are made slab by slab, and once more in the
-    backward pass.
+    where
+
+        KL(p || q) = (log var_q - log var_p - 1 + (var_p + (mean_p - mean_q)^2) / (var_q + 1e-7)) / 2
+
+    The products of all subsets would take 2^M - 1 times the memory of one. They are made slab by slab, and the gradient with
+    them, so that no product is made twice or kept.
 
     Args:
         experts: M Gaussians (B, C, *spatial); those of absent modalities must be finite, and receive a gradient of 0.
@@ -95,37 +89,96 @@ def subset_divergence(experts: Sequence[Gaussian], presence: Tensor, chosen: Ten
         A scalar, in nats.
     """
     bits = 2 ** torch.arange(presence.shape[1], device=presence.device)
-    codes = torch.arange(1, 2 ** len(bits), device=presence.device)  # of the S subsets: bit m says whether expert m is in it
-    possible = ((codes[:, None] & bits > 0) <= presence[:, None]).all(2)  # (B, S)
+    codes = torch.arange(2 ** len(bits), device=presence.device)  # of the subsets: bit m says whether expert m is in it
+    possible = ((codes[:, None] & bits > 0) <= presence[:, None]).all(2) & (codes > 0)  # (B, S)
     code = (chosen * bits).sum(1, keepdim=True)
     others = possible & (codes != code)
     to_others = others / others.sum(1, keepdim=True).clamp(min=1)
     to_prior = possible / possible.sum(1, keepdim=True)
-
-    first = experts[0].mean
-    lines = max(1, _SLAB // first[:, :, 0].numel())
-    slabs = zip(*(torch.split(value, lines, dim=2) for expert in experts for value in expert), strict=True)
-    of_slab = partial(checkpoint, _of_slab, code - 1, to_others, to_prior, use_reentrant=False, preserve_rng_state=False)
-    return torch.stack([of_slab(*slab) for slab in slabs]).sum() / first.numel()
+    values = [value for expert in experts for value in expert]
+    total: Tensor = _SubsetDivergence.apply(code, to_others, to_prior, *values)  # type: ignore[no-untyped-call]
+    return total / experts[0].mean.numel()
 
 
-def _of_slab(row: Tensor, to_others: Tensor, to_prior: Tensor, *values: Tensor) -> Tensor:
-    """The weighted divergences, summed over the cases and elements of a slab of means and log-variances in turn."""
-    mean, logvar = (wide(torch.stack([value.flatten(1) for value in values[part::2]], 1)) for part in (0, 1))  # (B, M, n)
-    t = _precision(logvar)
-    products = _normalised(1 + _subset_sums(t), _subset_sums(t * mean))
-    chosen = Gaussian(*(value.take_along_dim(row[..., None], 1) for value in products))
-    standard = Gaussian(*torch.zeros(2, device=mean.device))
-    inter = (to_others * kl_divergence(chosen, products).sum(2)).sum()
-    return inter + (to_prior * kl_divergence(products, standard).sum(2)).sum()
+class _SubsetDivergence(torch.autograd.Function):
+    """The weighted divergences of `subset_divergence`, summed over all elements, with their gradient made beside them.
+
+    Everything is worked out for all subsets of a slab of `n` elements at once, (B, S, n); the empty one weighs nothing.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, code: Tensor, to_others: Tensor, to_prior: Tensor, *values: Tensor) -> Tensor:
+        lines = max(1, _SLAB // values[0][:, :, 0].numel())
+        gradients = [torch.empty_like(value) for value in values]
+        total = []
+        for slab in zip(*(torch.split(map_, lines, dim=2) for map_ in (*values, *gradients)), strict=True):
+            means, logvars = (wide(torch.stack([x.flatten(1) for x in slab[k : len(values) : 2]], 1)) for k in (0, 1))
+            t = _precision(logvars)
+            found, of_precision, of_weighted = _divergences(
+                _over_subsets(t, 1), _over_subsets(t * means, 0), code, to_others, to_prior
+            )
+            total.append(found)
+            of_product = _back_from_subsets(of_weighted)
+            of_t = _back_from_subsets(of_precision) + of_product * means
+            of_logvar = of_t * t * (_GUARD * t - 1)  # T = 1 / (exp(logvar) + 1e-7)
+            for k, of_map in enumerate((of_product * t, of_logvar)):
+                for place, gradient in zip(slab[len(values) + k :: 2], of_map.unbind(1), strict=True):
+                    place.copy_(gradient.view(place.shape))
+        ctx.save_for_backward(*gradients)
+        return torch.stack(total).sum()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *(x * gradient.to(x.dtype) for x in ctx.saved_tensors)
 
 
-def _subset_sums(x: Tensor) -> Tensor:
-    """(B, M, n) -> (B, S, n): the sum over every subset, row s that of code s + 1."""
-    sums = x.new_zeros(len(x), 1, x.shape[2])
-    for one in torch.split(x, 1, dim=1):
-        sums = torch.cat([sums, sums + one], 1)
-    return sums[:, 1:]
+def _divergences(
+    precision: Tensor, weighted: Tensor, code: Tensor, to_others: Tensor, to_prior: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum over a slab of the weighted divergences, and its derivatives by `precision` and `weighted`.
+
+    With m = weighted / precision and v = 1 / precision + 1e-7 of every subset, m' and v' of the chosen one, and halves a and b
+    of the two weights, an element adds
+
+        sum_S a (log(v / v') - 1 + (v' + (m - m')^2) / (v + 1e-7)) + b (v + m^2 - log v - 1)
+    """
+    code, a, b = (x[..., None] for x in (code, (to_others / 2).to(precision), (to_prior / 2).to(precision)))
+    inverse = 1 / precision
+    mean, var = weighted * inverse, inverse + _GUARD
+    chosen_mean, chosen_var = mean.take_along_dim(code, 1), var.take_along_dim(code, 1)
+    below = 1 / (var + _GUARD)
+    weight, away = a * below, mean - chosen_mean
+    pull = weight * away
+    spread = torch.addcmul(pull * away, weight, chosen_var)
+    terms = torch.addcmul(spread, a - b, var.log()).addcmul_(b, torch.addcmul(var, mean, mean))
+    total = terms.sum() - (a * chosen_var.log()).sum() - (a + b).sum() * mean.shape[2]
+
+    of_mean = torch.addcmul(pull, b, mean).mul_(2)
+    of_var = torch.addcdiv(b - spread * below, a - b, var)
+    of_mean.scatter_add_(1, code.expand_as(chosen_mean), -2 * pull.sum(1, keepdim=True))
+    of_var.scatter_add_(1, code.expand_as(chosen_var), weight.sum(1, keepdim=True) - a.sum(1, keepdim=True) / chosen_var)
+    of_precision = torch.addcmul(of_mean * mean, of_var, inverse).mul_(inverse).neg_()
+    return total, of_precision, of_mean.mul_(inverse)
+
+
+def _over_subsets(x: Tensor, start: float) -> Tensor:
+    """(B, M, n) -> (B, 2^M, n): `start` and the sum over every subset, row s that of code s."""
+    batch, members, elements = x.shape
+    sums = x.new_full((batch, 2**members, elements), start)
+    for m in range(members):
+        torch.add(sums[:, : 2**m], x[:, m : m + 1], out=sums[:, 2**m : 2 ** (m + 1)])
+    return sums
+
+
+def _back_from_subsets(x: Tensor) -> Tensor:
+    """(B, 2^M, n) -> (B, M, n): the transpose of `_over_subsets`, the sum over all subsets that contain a member."""
+    members = []
+    while x.shape[1] > 1:
+        without, with_last = x.chunk(2, dim=1)
+        members.append(with_last.sum(1))
+        x = without + with_last
+    return torch.stack(members[::-1], 1)
 
 
 def _precision(logvar: Tensor) -> Tensor:

@@ -209,7 +209,7 @@ def check_subset(images: Tensor, presence: Tensor, modalities: int, dims: int) -
             f"images of {'x'.join(map(str, size))} voxels are too small: every axis needs 8, one of them 16",
             remedy="pad the images or choose a larger patch",
         )
-    if not presence.any(1).all():
+    if not (presence.is_meta or presence.any(1).all()):  # shapes alone have no presence
         raise ModelError("a case without any modality", remedy="every row of presence needs one that is there")
 
 
