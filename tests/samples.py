@@ -21,6 +21,7 @@ class RandomBatches:
     size: tuple[int, ...] = (32, 32, 32)
     classes: int = 4
     seed: int = 0
+    domains: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return self.count
@@ -31,9 +32,11 @@ class RandomBatches:
             yield self.batch(epoch, position, samples)
 
     def batch(self, epoch: int, position: int, samples: range | None = None) -> Batch:
-        parts = [self._sample(epoch, position, index) for index in samples or range(self.batch_size)]
+        domains = self.domains or (self.modalities,)
+        chosen = [i * len(domains) + d for i in samples or range(self.batch_size) for d in range(len(domains))]
+        parts = [self._sample(epoch, position, index) for index in chosen]
         images, labels = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
-        presence = torch.ones(len(parts), len(self.modalities), dtype=torch.bool)
+        presence = torch.tensor([[name in domains[index % len(domains)] for name in self.modalities] for index in chosen])
         cases = tuple(f"case{position}.{index}" for index in range(len(parts)))
         return Batch(images, labels, presence, self.modalities, self.available, cases, epoch)
 

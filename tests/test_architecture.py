@@ -42,6 +42,7 @@ ONE_DOOR = {  # library -> the only files that may open it
     "safetensors": {"weights.py"},
 }
 TORCH_ONLY = {"torch", "modistill", "__future__", "collections", "typing", "dataclasses", "functools", "math", "abc"}
+TORCH_ONLY |= {"hashlib", "json"}  # weights from files of others, and their digests
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:

@@ -46,6 +46,7 @@ def plan(**content: Any) -> dict[str, Task]:
         ({"seeds": []}, "seeds: Tuple should have at least 1 item"),
         ({"arms": {**ARMS, "x": {"recipe": "demo/student", "mc_dropout": -1}}}, "arms.x.mc_dropout: .* found -1"),
         ({"arms": {**ARMS, "x": {}}}, "arms.x.recipe: Field required"),
+        ({"uncertainty": "data"}, "uncertainty: Input should be 'theoretical', 'case' or 'cohort'"),
     ],
 )
 def test_a_wrong_file_is_one_line(tmp_path: Path, content: dict[str, Any], words: str) -> None:
@@ -92,7 +93,7 @@ def test_shipped_benchmarks_need_only_what_comes_before(name: str) -> None:
 def test_commands_by_hand() -> None:
     arms = {"teacher": {"recipe": "demo/teacher", "privileged": True, "set": ["training.epochs=2"]}, **ARMS}
     arms["student"] = {"recipe": "demo/student", "mc_dropout": 7}
-    found = plan(arms=arms, set=["method.width=2"], fractions=[0.5, 0.5, 0.0])
+    found = plan(arms=arms, set=["method.width=2"], fractions=[0.5, 0.5, 0.0], uncertainty="cohort")
     assert list(found)[:4] == ["prepare", "train teacher/0", "predict teacher/0", "score teacher/0"]
     assert " ".join(found["prepare"].command) == (
         "prepare train -o out/prepared --modalities flair,t1ce,t1,t2 --normalisation hadnet --size 48 48 40 "
@@ -112,9 +113,13 @@ def test_commands_by_hand() -> None:
     assert "--mc-dropout" not in found["predict student/0"].command  # Dice is of one pass, for all arms alike
     assert " ".join(found["predict student+mc/0"].command) == (
         "predict -i test --model out/runs/0/student --device cpu --only flair,t1,t2 --continue "
-        "-o out/predictions/0/student+mc --mc-dropout 7 --uncertainty theoretical"
+        "-o out/predictions/0/student+mc --mc-dropout 7 --uncertainty"
     )
     assert found["score student+mc/0"].done == Path("out/scores/student+mc_0.json")
+    assert " ".join(found["score student+mc/0"].command) == (
+        "evaluate out/predictions/0/student+mc --reference test --run student/0 -o out/scores/student+mc_0.csv "
+        "--uncertainty-scale cohort"
+    )
     assert " ".join(found["score control/0"].command) == (
         "evaluate out/predictions/0/control --reference test --run control/0 -o out/scores/control_0.csv"
     )
@@ -266,6 +271,20 @@ def test_dask_runs_tasks_after_those_they_need(tmp_path: Path, shell: list[list[
 
 
 @pytest.mark.filterwarnings("ignore")  # those of Dask
+def test_no_dask_worker_idles_while_tasks_wait(tmp_path: Path, shell: list[list[str]]) -> None:
+    distributed = pytest.importorskip("distributed")
+    first, long, short = tmp_path / "first", tmp_path / "long", [tmp_path / f"short{n}" for n in range(8)]
+    todo = {"first": sh("first", f"touch {first}", first)}
+    todo["long"] = sh("long", f"sleep 3 && touch {long}", long, needs=("first",))
+    todo |= {path.name: sh(path.name, f"touch {path}", path, needs=("first",)) for path in short}
+    told: list[str] = []
+    with distributed.LocalCluster(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        assert run_tasks(todo, scheduler=cluster.scheduler_address, on_task=lambda task, *_: told.append(task.name))
+    assert max(path.stat().st_mtime for path in short) < long.stat().st_mtime
+    assert told == list(todo)
+
+
+@pytest.mark.filterwarnings("ignore")  # those of Dask
 def test_a_failure_on_a_dask_worker_names_the_task(tmp_path: Path, shell: list[list[str]], scheduler: str) -> None:
     todo = {
         "train a/0": sh("train a/0", "exit 4", tmp_path / "a"),
@@ -297,6 +316,7 @@ def test_from_patients_to_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "any": {"recipe": "demo/modality_dropout", "mc_dropout": 2},
     }
     how = {"arms": arms, "about": "A small table", "set": [*small, "data.size=[32,32,32]"], "fractions": [0.67, 0.33, 0.0]}
+    how["uncertainty"] = "cohort"
     file, out = write(tmp_path / "small.yaml", **how), tmp_path / "out"
     command = ("benchmark", file, "--train", tmp_path / "train", "--test", tmp_path / "test", "-o", out, "--device", "cpu")
     assert run_main(*command) == 0
@@ -312,7 +332,7 @@ def test_from_patients_to_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "### Table 1: Dice",
         "WT published",
         "0.879 ± 0.124",
-        "### Table 2: QU-BraTS score",
+        "### Table 2: QU-BraTS score, cohort scale",
         "### Cost, mean over seeds",
         "## Comparison with student",
     ):
@@ -323,7 +343,7 @@ def test_from_patients_to_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert (scores.runs, scores.subsets, len(scores.cases)) == ((f"{arm}/0",), ("flair+t1+t2",), 2)
         assert scores.failed == ()
         assert scores.protocol.uncertainty == ""
-        assert read_scores(out / "scores" / f"{arm}+mc_0.csv").protocol.uncertainty == "theoretical"
+        assert read_scores(out / "scores" / f"{arm}+mc_0.csv").protocol.uncertainty == "cohort"
         cost = json.loads((out / "costs" / f"{arm}_0.json").read_text())
         assert cost["seconds"] > 0
         assert cost["peak_bytes"] > 50e6

@@ -17,17 +17,20 @@ import pytest
 import torch
 
 from modistill.methods import load_method, method_names
-from modistill.methods.base import AnySubsetMethod, Method
+from modistill.methods.base import AnySubsetMethod, Method, TranslationMethod
 from modistill.subsets import all_subsets
 from modistill.training import TrainingSettings, fit
 from samples import RandomBatches, leave_out
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 METHODS = pytest.mark.parametrize("name", method_names())
+SEGMENTING = pytest.mark.parametrize(
+    "name", [name for name in method_names() if not issubclass(load_method(name), TranslationMethod)]
+)
 ANY_SUBSET = pytest.mark.parametrize(
     "name", [name for name in method_names() if issubclass(load_method(name), AnySubsetMethod)]
 )
-SMALL = {"width": 2, "classes": 4}
+SMALL = {"width": 2, "classes": 4, "translator_width": 2, "blocks": 1}
 
 
 def make(name: str, seed: int = 0, **arguments: Any) -> Method:
@@ -39,7 +42,9 @@ def make(name: str, seed: int = 0, **arguments: Any) -> Method:
 
 
 def noise(method: Method, **arguments: Any) -> RandomBatches:
-    return RandomBatches(method.modalities, method.available, **arguments)
+    return RandomBatches(
+        method.modalities, method.available, domains=method.domains, **{"size": (32,) * method.dims, **arguments}
+    )
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -96,7 +101,7 @@ def test_the_docstring_cites_the_paper_and_lists_what_differs(name: str) -> None
     assert "Differs from" in text
 
 
-@METHODS
+@SEGMENTING
 @pytest.mark.parametrize("size", [(32, 32, 32), (33, 37, 35), (17, 45)])
 def test_segment_gives_the_same_for_a_batch_and_its_parts(name: str, size: tuple[int, ...]) -> None:
     method = make(name, dims=len(size)).eval()
@@ -104,11 +109,11 @@ def test_segment_gives_the_same_for_a_batch_and_its_parts(name: str, size: tuple
     with torch.inference_mode():
         whole = method.segment(batch.available)
         parts = torch.cat([method.segment(part[None]) for part in batch.available])
-    assert whole.shape == (3, SMALL["classes"], *size)
+    assert whole.shape == (len(batch.cases), SMALL["classes"], *size)
     torch.testing.assert_close(whole, parts, rtol=1e-3, atol=5e-4)
 
 
-@METHODS
+@SEGMENTING
 @pytest.mark.parametrize("garbage", [0.0, 1e6, float("nan")])
 def test_leak_what_stands_in_a_missing_channel_changes_no_bit(name: str, garbage: float) -> None:
     method = make(name).eval()
@@ -195,17 +200,19 @@ def test_fit_a_plain_loop_and_lightning_give_the_same_weights(name: str, tmp_pat
     assert equal(weights(plain), weights(adapter.method))
 
 
+# What a rank does with its own share of a batch alone: dropout, batch norm, the history of a critic, the mean of its features.
+EQUAL = {"dropout": 0.0, "norm": "instance", "history": 0, "contextual_weight": 0.0}
 RANKS = """
     import sys, warnings
     from pathlib import Path
     warnings.simplefilter("ignore")
     import torch
     from safetensors.torch import save_file
-    from test_contract import make, noise, settings
+    from test_contract import EQUAL, make, noise, settings
     from modistill.training import fit
 
     name, folder = sys.argv[1], Path(sys.argv[2])
-    method = make(name, dropout=0.0)
+    method = make(name, **EQUAL)
     fit(method, noise(method, batch_size=2), folder / "run", settings(epochs=1), validate=lambda _: {"score": 0.5})
     if torch.distributed.get_rank() == 0:
         save_file(method.state_dict(), folder / "ranks.safetensors")
@@ -224,11 +231,11 @@ def test_two_ranks_equal_one(name: str, tmp_path: Path) -> None:
         [*launcher, str(script), name, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    method = make(name, dropout=0.0)
+    method = make(name, **EQUAL)
     fit(method, noise(method, batch_size=2), tmp_path / "one", settings(epochs=1), validate=lambda _: {"score": 0.5})
     ranks = load_file(tmp_path / "ranks.safetensors")
     differences = torch.cat([(ranks[key] - value).abs().flatten() for key, value in weights(method).items()])
-    assert differences.mean() < 1e-6  # two steps of 2e-4 each were made
+    assert differences.mean() < 2e-6  # two steps of 2e-4 each were made
     # Where a gradient is nearly zero, Adam turns its rounding into a whole step; that may happen to a few weights only.
     assert (differences > 1e-5).float().mean() < 1e-2
 
@@ -240,12 +247,12 @@ class OneCase(RandomBatches):
         return super()._sample(0, 0, 0)
 
 
-@METHODS
+@SEGMENTING
 @pytest.mark.slow
 def test_it_overfits_one_case(name: str, tmp_path: Path) -> None:
     # The teachers here know nothing: who learns mostly from one could not get there.
-    method = make(name, width=8, dropout=0.0, lr=2e-3, imitation_weight=0.0)
-    batches = OneCase(method.modalities, method.available, count=80)
+    method = make(name, width=8, dropout=0.0, lr=2e-3, imitation_weight=0.0, hint_weight=0.0)
+    batches = OneCase(method.modalities, method.available, count=80, size=(32,) * method.dims, domains=method.domains)
     fit(method, batches, tmp_path, settings(epochs=2))
     batch = batches.batch(0, 0)
     with torch.inference_mode():

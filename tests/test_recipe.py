@@ -36,7 +36,10 @@ def test_a_recipe_makes_a_round_trip(recipe_file: Path, tmp_path: Path) -> None:
         ("sampling.batch_size=zero", "sampling.batch_size: Input should be a valid integer"),
         ("sampling.batch_size=0", "sampling.batch_size: Input should be greater than or equal to 1, found 0"),
         ("data.available=[t1ce]", "data: available holds t1ce, which modalities lack"),
-        ("data.normalisation=minmax", "data.normalisation: Input should be 'zscore' or 'hadnet', found 'minmax'"),
+        (
+            "data.normalisation=minmax",
+            "data.normalisation: known: zscore, hadnet, percentiles, landmarks, or two numbers, found 'minmax'",
+        ),
         ("sampling", "--set sampling (write section.key=value)"),
         ("sampling.x=[", "the value is no YAML"),
     ],

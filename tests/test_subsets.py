@@ -29,6 +29,14 @@ def test_how_many_are_drawn_is_uniform_then_which() -> None:
     assert abs(first_alone - 1 / 16) < 0.01
 
 
+def test_with_a_probability_the_others_keep_all_they_have() -> None:
+    torch.manual_seed(0)
+    presence = torch.tensor([[True, True, True, False]]).repeat(40_000, 1)
+    whole = (draw_subset(presence, 0.6) == presence).all(1).float().mean()
+    assert abs(whole - (0.4 + 0.6 / 3)) < 0.01  # a drawn subset of three is the full one in a third of the draws
+    assert torch.equal(draw_subset(presence, 0.0), presence)
+
+
 def test_only_present_overwrites_even_nan() -> None:
     images = torch.tensor([[[1.0], [torch.nan]]])
     assert only_present(images, torch.tensor([[True, False]])).tolist() == [[[1.0], [0.0]]]

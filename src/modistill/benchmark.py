@@ -21,13 +21,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from modistill.data.normalisation import spell
 from modistill.errors import ModistillError, RecipeError
+from modistill.evaluation.protocol import UncertaintyScale
 from modistill.files import parse_yaml, read_json, write_json
 from modistill.inference.windows import count_windows
 from modistill.recipe import check, load_recipe
@@ -37,6 +40,7 @@ __all__ = ["MC", "Arm", "Benchmark", "Task", "costs", "load_benchmark", "run_tas
 
 _SHIPPED = Path(__file__).parent / "recipes"
 MC = "+mc"  # after the name of an arm, in the folders of its Monte-Carlo predictions
+_LOOK_SECONDS = 10  # between two looks at the workers of a scheduler
 _SOME_FAILED = 3  # exit code of a command that did what could be done; the table counts the rest as failed
 
 
@@ -72,7 +76,7 @@ class Benchmark(_Section):
         seeds: every arm is trained with each.
         set: "section.key=value" for the recipes of all arms.
         fractions: of training, validation and test among the training patients.
-        uncertainty: what counts 100 in uncertainty maps, "theoretical" or "case"; the score depends on it.
+        uncertainty: what counts 100 in uncertainty maps when they are scored (see `Protocol`); the score depends on it.
     """
 
     about: str = ""
@@ -81,7 +85,7 @@ class Benchmark(_Section):
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     set: tuple[str, ...] = ()
     fractions: tuple[float, float, float] = (0.85, 0.15, 0.0)
-    uncertainty: Literal["theoretical", "case"] = "theoretical"
+    uncertainty: UncertaintyScale = "theoretical"
 
     @model_validator(mode="after")
     def _known(self) -> Benchmark:
@@ -157,7 +161,7 @@ def tasks(benchmark: Benchmark, train: Path, test: Path, output: Path, *, device
                 f"the data sections of {first[0]} and {name} differ", remedy="one prepared cohort serves all arms"
             )
     data, prepared = first[1].data, output / "prepared"
-    how = ["--modalities", ",".join(data.modalities), "--normalisation", data.normalisation]
+    how = ["--modalities", ",".join(data.modalities), "--normalisation", spell(data.normalisation)]
     for option, values in (("--spacing", data.spacing_mm), ("--size", data.size), ("--fractions", benchmark.fractions)):
         how += [option, *map(str, values)] if values is not None else []
     if data.available is not None:
@@ -187,15 +191,16 @@ def tasks(benchmark: Benchmark, train: Path, test: Path, output: Path, *, device
                 *("predict", "-i", str(test), "--model", str(run), "--device", device),
                 *("--only", ",".join(seen), "--continue"),
             )
-            sampled = ("--mc-dropout", str(arm.mc_dropout), "--uncertainty", benchmark.uncertainty)
-            for kind, extra in (("", ()), *([(MC, sampled)] if arm.mc_dropout else [])):
+            sampled = ("--mc-dropout", str(arm.mc_dropout), "--uncertainty")
+            scale = ("--uncertainty-scale", benchmark.uncertainty)
+            for kind, extra, rules in (("", (), ()), *([(MC, sampled, scale)] if arm.mc_dropout else [])):
                 predictions = output / "predictions" / str(seed) / f"{name}{kind}"
                 scores = output / "scores" / f"{name}{kind}_{seed}.csv"
                 title = f"{name}{kind}/{seed}"
                 begin = (*predict, "-o", str(predictions), *extra)
                 found.append(Task(f"predict {title}", begin, predictions / ".done", (f"train {name}/{seed}",)))
                 score = ("evaluate", str(predictions), "--reference", str(test), "--run", f"{name}/{seed}", "-o", str(scores))
-                found.append(Task(f"score {title}", score, scores.with_suffix(".json"), (f"predict {title}",)))
+                found.append(Task(f"score {title}", (*score, *rules), scores.with_suffix(".json"), (f"predict {title}",)))
     return {task.name: task for task in found}
 
 
@@ -224,7 +229,7 @@ def run_tasks(
     if scheduler is not None and minutes is not None:
         raise RecipeError("--minutes and --dask exclude each other", remedy="limit the time of the workers instead")
     if scheduler is not None:
-        return _run_with_dask(todo, scheduler)
+        return _run_with_dask(todo, scheduler, on_task)
     end = None if minutes is None else time.monotonic() + 60 * minutes
     for number, task in enumerate(todo.values(), start=1):
         if task.done.exists():
@@ -314,27 +319,38 @@ def _wait(process: subprocess.Popen[bytes], end: float | None) -> tuple[int | No
         time.sleep(0.05)
 
 
-def _run_with_dask(todo: Mapping[str, Task], scheduler: str) -> bool:
-    """Every task as a Dask future that waits for those it needs."""
+def _run_with_dask(todo: Mapping[str, Task], scheduler: str, on_task: Callable[[Task, int, int], None] | None) -> bool:
+    """As many tasks at a time as the workers have threads.
+
+    Given all at once, the scheduler would deal them out by its guess of half a second each, and one worker would be left with
+    hours of training while others have nothing to do.
+    """
     try:
-        from distributed import Client
+        from distributed import Client, wait
     except ModuleNotFoundError as error:
         raise RecipeError("Dask is not installed", remedy="pip install 'modistill[dask]'") from error
     try:
         client = Client(scheduler, timeout="10s")
     except (OSError, ValueError) as error:
         raise RecipeError(f"no Dask scheduler answers at {scheduler}", remedy="start one: dask scheduler") from error
+    waiting = {name: task for name, task in todo.items() if not task.done.exists()}
+    running: dict[Any, str] = {}
     with client:
-        futures: dict[str, Any] = {}
-        for name, task in todo.items():
-            needs = [futures[need] for need in task.needs]
-            futures[name] = client.submit(_after, task, *needs, key=f"{name}-{task.done}", pure=False)
-        return all(client.gather(list(futures.values())))
-
-
-def _after(task: Task, *_: bool) -> bool:
-    """A task whose needs are met."""
-    return _run(task)
+        while waiting or running:
+            free = sum(client.nthreads().values()) - len(running)
+            unmet = {*waiting, *running.values()}
+            ready = [name for name, task in waiting.items() if unmet.isdisjoint(task.needs)]
+            for name in ready[: max(free, 0)]:
+                task = waiting.pop(name)
+                if on_task is not None:
+                    on_task(task, len(todo) - len(waiting), len(todo))
+                running[client.submit(_run, task, key=f"{name}-{task.done}", pure=False)] = name
+            with suppress(TimeoutError):  # look again: workers may have come
+                wait(list(running), timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED")
+            for future in [future for future in running if future.done()]:
+                future.result()
+                del running[future]
+    return True
 
 
 def _in_order(recipes: Mapping[str, Any]) -> Iterator[str]:

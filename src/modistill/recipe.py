@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from modistill.data.normalisation import NAMES, Normalisations
 from modistill.errors import RecipeError
 from modistill.files import parse_yaml, write_text
 
@@ -42,16 +43,25 @@ class Data(_Section):
     Attributes:
         modalities: all of the training cohort, in channel order.
         available: those that exist at test time; mask, crop and their own intensities come from these alone. None: all.
-        normalisation: "zscore" (inside the brain) or "hadnet" (z-score, clipped at +3, scaled to [0, 1]).
+        normalisation: of all modalities, or modality -> its own: "zscore", "hadnet", "percentiles", "landmarks", or two numbers
+            that become 0 and 1 (`modistill.data.normalisation`).
         spacing_mm: voxel size to resample to; None keeps every case's own.
         size: pad every case to this many voxels (D, H, W); None keeps the crop.
     """
 
     modalities: tuple[str, ...] = Field(min_length=1)
     available: tuple[str, ...] | None = None
-    normalisation: Literal["zscore", "hadnet"] = "zscore"
+    normalisation: str | tuple[float, float] | dict[str, str | tuple[float, float]] = "zscore"
     spacing_mm: tuple[float, float, float] | None = None
     size: tuple[int, int, int] | None = None
+
+    @field_validator("normalisation")
+    @classmethod
+    def _named(cls, value: Normalisations) -> Normalisations:
+        for how in value.values() if isinstance(value, Mapping) else (value,):
+            if isinstance(how, str) and how not in NAMES:
+                raise ValueError(f"known: {', '.join(NAMES)}, or two numbers")
+        return value
 
     @model_validator(mode="after")
     def _known(self) -> Data:
@@ -66,18 +76,19 @@ class Sampling(_Section):
 
     Attributes:
         batch_size: samples a step.
-        patch_size: voxels (D, H, W) of a sample; None for whole cases.
+        patch_size: voxels (D, H, W) of a sample, (D, H) for methods of slices; None for whole cases.
         samples_per_case: patches drawn from each case in an epoch.
         foreground_fraction: share of the patches that hold a drawn foreground voxel, wherever in the patch.
-        augmentation: "none", "hadnet" (flip and small affine, as in its pre-training) or "standard".
+        augmentation: "none", "hadnet" (flip and small affine, as in its pre-training), "spatial" (flip, rotation, scaling and
+            deformation in the axial plane) or "standard" (flip and intensities).
         workers: threads that read ahead.
     """
 
     batch_size: int = Field(default=1, ge=1)
-    patch_size: tuple[int, int, int] | None = None
+    patch_size: tuple[int, int, int] | tuple[int, int] | None = None
     samples_per_case: int = Field(default=1, ge=1)
     foreground_fraction: float = Field(default=0.33, ge=0, le=1)
-    augmentation: Literal["none", "hadnet", "standard"] = "none"
+    augmentation: Literal["none", "hadnet", "spatial", "standard"] = "none"
     workers: int = Field(default=2, ge=0)
 
 
@@ -171,8 +182,16 @@ def check(schema: type[Schema], content: Any, place: Path | str) -> Schema:
         raise RecipeError(f"{'.'.join(keys) or 'recipe'}: {reason}{found}", file=place) from error
 
 
-def build(constructor: Callable[..., Built], arguments: Mapping[str, Any], section: str) -> Built:
+def build(
+    constructor: Callable[..., Built], arguments: Mapping[str, Any], section: str, *, call: Callable[..., Any] | None = None
+) -> Built:
     """Call a constructor with arguments from a recipe, each checked against its annotation.
+
+    Args:
+        constructor: whose signature the arguments must fit.
+        arguments: plain values.
+        section: of the recipe, for messages.
+        call: what is called with them in its place.
 
     Raises:
         RecipeError: an argument is unknown, missing, of another type, or refused by the constructor.
@@ -188,7 +207,8 @@ def build(constructor: Callable[..., Built], arguments: Mapping[str, Any], secti
         except ValidationError as error:
             raise RecipeError(f"{section}.{name}: {error.errors()[0]['msg']}, found {value!r}") from error
     try:
-        return constructor(**checked)
+        built: Built = (call or constructor)(**checked)
+        return built
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{section}: {error}") from error
 

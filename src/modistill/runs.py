@@ -22,15 +22,16 @@ from modistill.checkpoints import Checkpoints
 from modistill.data.augmentation import augmentations
 from modistill.data.loading import Loader
 from modistill.data.naming import conventions
+from modistill.data.normalisation import spell
 from modistill.data.preprocessing import Preprocessing
 from modistill.data.splits import Split
 from modistill.data.store import Plan, PreparedCohort
 from modistill.errors import FileError, ModelError, RecipeError, TrainingStopped
 from modistill.files import run_lock, write_json
 from modistill.inference.model import Model, smallest_size
-from modistill.inference.windows import predict_windows
+from modistill.inference.windows import by_slices, predict_windows
 from modistill.methods import load_method
-from modistill.methods.base import AnySubsetMethod, Method
+from modistill.methods.base import AnySubsetMethod, Method, TranslationMethod
 from modistill.metrics.overlap import dice
 from modistill.recipe import Inference, MethodChoice, Recipe, build, check, load_recipe, save_recipe, takes
 from modistill.training import Status, TrainingSettings, fit
@@ -139,8 +140,9 @@ def load_model(run: Path) -> Model:
     tensors, card = load_weights(path)
     try:
         arguments = dict(card["method"])
+        constructor = load_method(arguments.pop("name"))
         with torch.device("meta"):
-            method = build(load_method(arguments.pop("name")), arguments, "method")
+            method = build(constructor, arguments, "method", call=constructor.for_inference)
         method.get_submodule(method.deployed).load_state_dict(tensors, strict=True, assign=True)
         preprocessing = Preprocessing.from_json(card["preprocessing"])
         inference = Inference.model_validate(card["inference"])
@@ -175,6 +177,8 @@ def _require_same_data(recipe: Recipe, plan: Plan, prepared: Path) -> None:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return spell(value)
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -184,7 +188,7 @@ def _require_modalities(method: Method, cohort: PreparedCohort) -> None:
     foreign = [name for name in method.modalities if name not in prepared]
     if foreign:
         raise RecipeError(f"method reads {', '.join(foreign)}, the prepared cases hold {', '.join(prepared)}")
-    if isinstance(method, AnySubsetMethod):
+    if isinstance(method, AnySubsetMethod) or method.domains:
         return
     read = [prepared.index(name) for name in method.modalities]
     used = (*cohort.ids("train"), *cohort.ids("validation"))
@@ -250,6 +254,8 @@ def _loader(recipe: Recipe, cohort: PreparedCohort, method: Method, seed: int) -
         augmentation=augmentations[sampling.augmentation],
         seed=seed,
         workers=sampling.workers,
+        dims=method.dims,
+        domains=method.domains,
     )
 
 
@@ -258,11 +264,14 @@ def _validation(recipe: Recipe, cohort: PreparedCohort, method: Method) -> Calla
 
     The Dice here is smoothed by one voxel as theirs, so that it is defined for a case without enhancing tumour.
     """
-    ids = cohort.ids("validation")
+    if isinstance(method, TranslationMethod):
+        return None
+    channels = [cohort.plan.preprocessing.modalities.index(name) for name in method.available]
+    any_subset = isinstance(method, AnySubsetMethod)
+    ids = [case for case in cohort.ids("validation") if any_subset or all(cohort.entry(case).presence[c] for c in channels)]
     if not ids:
         return None
     regions = conventions[cohort.plan.convention].class_regions
-    channels = [cohort.plan.preprocessing.modalities.index(name) for name in method.available]
     at_test_time = cohort.plan.preprocessing.available
     inference = recipe.inference
 
@@ -276,13 +285,14 @@ def _validation(recipe: Recipe, cohort: PreparedCohort, method: Method) -> Calla
                 bool(there) and name in at_test_time
                 for name, there in zip(method.available, prepared.presence[channels], strict=True)
             ]
+            segment = trained.for_patient(has) if isinstance(trained, AnySubsetMethod) else trained.segment
             found = predict_windows(
-                trained.for_patient(has) if isinstance(trained, AnySubsetMethod) else trained.segment,
+                segment if trained.dims == 3 else by_slices(segment),
                 images,
                 window=inference.window,
                 overlap=inference.overlap,
                 mirror=inference.mirror,
-                minimum=smallest_size(images.shape[1:]),
+                minimum=smallest_size(images.shape[1:], method.dims),
                 device=device,
             )
             scores.append(_region_dice(found.argmax(0).cpu().numpy(), prepared.labels, regions))

@@ -5,7 +5,13 @@ import pytest
 import torch
 from scipy import ndimage
 
-from modistill.data.augmentation import HADNetAugmentation, HADNetTransform, StandardAugmentation, augmentations
+from modistill.data.augmentation import (
+    HADNetAugmentation,
+    HADNetTransform,
+    SpatialTransform,
+    StandardAugmentation,
+    augmentations,
+)
 from modistill.errors import RecipeError
 
 SHAPE = (11, 14, 9)
@@ -19,7 +25,7 @@ def ball(shape=SHAPE, modalities=3) -> tuple[torch.Tensor, torch.Tensor]:
     return images * inside, labels
 
 
-@pytest.mark.parametrize("name", ["hadnet", "standard"])
+@pytest.mark.parametrize("name", ["hadnet", "spatial", "standard"])
 def test_a_drawn_transform_repeats_itself_and_leaves_its_arguments_alone(name):
     images, labels = ball()
     images[1] = 0  # a modality the case lacks
@@ -90,3 +96,46 @@ def test_standard_keeps_background_and_works_on_slices():
         assert torch.equal(out != 0, (images[..., 4].flip(1) if flip else images[..., 4]) != 0)
     with pytest.raises(RecipeError, match="made for volumes"):
         augmentations["hadnet"].sample(np.random.default_rng(0))(images[..., 0], labels[..., 0])
+
+
+STILL = np.zeros((2, 4, 4))
+
+
+def test_a_spatial_map_that_changes_nothing_is_the_identity():
+    images, labels = ball()
+    found = SpatialTransform(False, 0.0, 1.0, STILL)(images, labels)
+    torch.testing.assert_close(found[0], images)
+    assert torch.equal(found[1], labels)
+
+
+@pytest.mark.parametrize(("angle", "scale"), [(0.3, 1.0), (0.0, 1.2), (-0.2, 0.9)])
+def test_rotation_and_scaling_are_those_of_scipy(angle, scale):
+    image = ndimage.gaussian_filter(np.random.default_rng(0).random((21, 33)), 2).astype(np.float32)
+    found, _ = SpatialTransform(False, angle, scale, STILL)(
+        torch.from_numpy(image)[None], torch.zeros(21, 33, dtype=torch.uint8)
+    )
+    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
+    centre = np.array([10.0, 16.0])
+    expected = ndimage.affine_transform(image, matrix, centre - matrix @ centre, order=1, mode="constant")
+    inner = (slice(4, -4), slice(8, -8))
+    np.testing.assert_allclose(found[0].numpy()[inner], expected[inner], atol=1e-5)
+
+
+def test_a_deformation_moves_things_by_what_its_points_say():
+    image, labels = torch.zeros(1, 20, 40), torch.zeros(20, 40, dtype=torch.uint8)
+    image[0, 10, 20], labels[10, 20] = 1, 1
+    field = STILL.copy()
+    field[0] = 3 / 40  # every voxel takes its value from 3 voxels further on: the point moves back by 3
+    found, moved = SpatialTransform(False, 0.0, 1.0, field)(image, labels)
+    assert np.unravel_index(int(found.argmax()), found.shape) == (0, 7, 20)
+    assert moved.nonzero().tolist() == [[7, 20]]
+
+
+def test_all_slices_of_a_volume_change_alike():
+    images, labels = ball()
+    transform = augmentations["spatial"].sample(np.random.default_rng(3))
+    whole = transform(images, labels)
+    for index in range(SHAPE[2]):
+        images_of_slice, labels_of_slice = transform(images[..., index], labels[..., index])
+        torch.testing.assert_close(whole[0][..., index], images_of_slice)
+        assert torch.equal(whole[1][..., index], labels_of_slice)

@@ -70,10 +70,30 @@ def test_foreign_values_are_listed_with_counts(values, reason):
         ({0, 1, 2, 3}, "msd_task01", "msd_task01"),
         ({0, 1, 2, 4}, "brats2023", "brats2021"),
         ({0}, "brats2021", "brats2021"),
+        ({0, 1}, "chest", "chest"),
+        ({0, 1, 2, 3, 4}, "abdomen", "abdomen"),
+        ({0, 1, 2, 4}, "chest", "brats2021"),
+        ({0, 63, 126, 189, 252}, None, "chaos"),
+        ({0, 63}, None, "chaos"),
     ],
 )
 def test_conventions_are_guessed_where_the_values_decide(values, hint, name):
     assert guess_convention(values, hint).name == name
+
+
+def test_organs_are_regions_and_numbered_as_chaos_numbers_them():
+    chaos, abdomen = conventions["chaos"], conventions["abdomen"]
+    assert dict(chaos.values) == {"LIVER": 63, "RIGHT_KIDNEY": 126, "LEFT_KIDNEY": 189, "SPLEEN": 252}
+    assert dict(chaos.class_regions) == dict(abdomen.regions) == {name: {index + 1} for index, name in enumerate(chaos.values)}
+    assert dict(conventions["chest"].regions) == {"TUMOUR": {1}}
+    labels = np.array([[[0, 252, 126, 63, 189]]])
+    np.testing.assert_array_equal(abdomen.from_classes(chaos.to_classes(labels)), [[[0, 4, 2, 1, 3]]])
+
+
+def test_what_has_everybodys_numbers_is_named_never_guessed():
+    assert [name for name, one in conventions.items() if not one.told_by_values] == ["chest", "abdomen"]
+    with pytest.raises(LabelError, match=r"1 fit .*chest.* \(say which with --labels\)"):
+        guess_convention({0, 1})
 
 
 @pytest.mark.parametrize("values", [{1, 2, 3}, {1, 2}, set(), {1, 2, 9}])

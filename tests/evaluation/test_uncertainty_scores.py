@@ -1,6 +1,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,15 @@ from numpy.typing import NDArray
 from command_line import run_main
 from modistill.data.nifti import write_volume
 from modistill.data.volume import Volume
-from modistill.errors import FileError, ScoreError
+from modistill.errors import FileError, RecipeError, ScoreError
 from modistill.evaluation.comparison import compare
-from modistill.evaluation.folders import Evaluation, evaluate_folders
+from modistill.evaluation.folders import Evaluation, evaluate_folders, evaluate_subsets
 from modistill.evaluation.protocol import METRICS, Protocol
 from modistill.evaluation.scores import Score, Scores, read_scores
-from modistill.evaluation.tables import failure_table, summary_table
-from modistill.evaluation.uncertainty import WORST, uncertainty_scale
+from modistill.evaluation.tables import summary_table, uncertainty_table
+from modistill.evaluation.uncertainty import WORST, written_scale
 from modistill.metrics.calibration import reliability
-from modistill.metrics.uncertainty import qu_brats
+from modistill.metrics.uncertainty import qu_brats, region_uncertainty
 
 SHAPE = (12, 11, 10)
 CASES = ("p1", "p2", "p3")
@@ -73,6 +74,29 @@ def values(found: Evaluation, case: str, region: str) -> dict[str, float]:
     return {row.metric: row.value for row in found.scores.rows if (row.case, row.region) == (case, region)}
 
 
+def save_maps(predictions: Path, case: str, made: Mapping[str, NDArray[Any]]) -> None:
+    for region, voxels in made.items():
+        save(predictions / "uncertainty" / case / f"{region}.nii.gz", voxels.astype(np.float32))
+
+
+def on_scale(folders: tuple[Path, Path], scale: str) -> Evaluation:
+    return evaluate_folders(*folders, protocol=Protocol(uncertainty=scale))  # type: ignore[arg-type]
+
+
+def by_hand(region: str, uncertainty: NDArray[Any]) -> dict[str, float]:
+    """What a case scores whose map, in its final scale, is this."""
+    predicted, true = (np.isin(labels(shift=shift), VALUES[region]) for shift in (1, 0))
+    curves = qu_brats(predicted, true, uncertainty, brain())
+    at = {f"qu_{name}_{t}": getattr(curves.filtered(t), name) for t in (75, 50, 25) for name in ("dice", "ftp", "ftn")}
+    areas = {"qu_dice_auc": curves.dice_auc, "qu_ftp_auc": curves.ftp_auc, "qu_ftn_auc": curves.ftn_auc}
+    return {"qu_score": curves.score, **areas, **at}
+
+
+def of_maps(row: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that depend on the scale."""
+    return {name: value for name, value in row.items() if name.startswith("qu_") and name != "qu_trivial"}
+
+
 def test_rows_are_the_metrics_by_hand(folders: tuple[Path, Path]) -> None:
     found = evaluate_folders(*folders)
     assert found.faults == ()
@@ -102,6 +126,8 @@ def test_the_calibration_error_needs_probabilities(folders: tuple[Path, Path]) -
     rows = {(row.case, row.region): row.value for row in found.scores.rows if row.metric == "ece"}
     inside = brain() > 0
     assert rows == {("p2", "WT"): reliability(shares[inside], (labels() > 0)[inside]).ece}
+    shown = [row for row in summary_table(found.scores).rows if row[1] == "calibration error"]
+    assert [(row[0], row[5]) for row in shown] == [("WT", "1")]
 
 
 def test_without_maps_there_are_no_such_rows(folders: tuple[Path, Path]) -> None:
@@ -134,23 +160,32 @@ def test_a_case_whose_maps_cannot_be_used_counts_the_worst(folders: tuple[Path, 
     assert found.scores.failed == ("p2",)
     assert [one.case for one in found.faults] == ["p2"]
     for region in VALUES:
-        row = values(found, "p2", region)
-        assert {name: row[name] for name in WORST} == dict(WORST)
-        assert row["dice"] == 0
+        counts_the_worst(values(found, "p2", region))
     assert {row.status for row in found.scores.rows if row.case != "p2"} == {"measured"}
+
+
+def counts_the_worst(row: Mapping[str, float]) -> None:
+    worst = {name: value for name, value in WORST.items() if name not in ("ece", "uncertainty_mean")}
+    assert {name: row[name] for name in worst} == worst
+    assert math.isnan(row["uncertainty_mean"])
+    assert row["dice"] == 0
 
 
 def test_an_absent_prediction_counts_the_worst_of_every_metric_too(folders: tuple[Path, Path]) -> None:
     predictions, references = folders
     (predictions / "p2.nii.gz").unlink()
     row = values(evaluate_folders(predictions, references), "p2", "ET")
-    assert {name: row[name] for name in WORST} == dict(WORST)
+    counts_the_worst(row)
+    assert "ece" not in row  # the run has no probabilities
 
 
 def test_the_worst_is_the_worst() -> None:
     """No map and no prediction score below it: Dice 0, all that was right left out; a map of zeros cannot fall below 2/3."""
-    assert set(WORST) == {name for name, metric in METRICS.items() if metric.rests_on == "uncertainty"} - {"uncertainty_mean"}
+    assert set(WORST) == {name for name, metric in METRICS.items() if metric.rests_on != "labels"}
     for name, value in WORST.items():
+        if METRICS[name].better is None:
+            assert math.isnan(value)
+            continue
         assert value == (1.0 if METRICS[name].better == "lower" else pytest.approx(2 / 3) if name == "qu_trivial" else 0.0)
 
 
@@ -167,7 +202,7 @@ def test_what_an_older_prediction_left_is_no_uncertainty(folders: tuple[Path, Pa
     predictions, references = folders
     for case in CASES:
         record(predictions, case, None)
-    assert uncertainty_scale(predictions) == ""
+    assert written_scale(predictions) == ""
     assert evaluate_folders(predictions, references).scores.failed == ()
 
 
@@ -205,28 +240,211 @@ def test_scales_matter_only_where_uncertainty_is_compared() -> None:
     assert scale in compare(alike, "a", metrics=["qu_score"], resamples=100).protocol.describe()
 
 
-def ranked(dice: Mapping[str, float], uncertainty: Mapping[str, float], available: str = "t1") -> list[Score]:
-    rows = [Score("a", case, available, "WT", "dice", value) for case, value in dice.items()]
-    return rows + [Score("a", case, available, "WT", "uncertainty_mean", value) for case, value in uncertainty.items()]
+def of_cases(available: str = "t1", region: str = "WT", **metrics: Mapping[str, float]) -> list[Score]:
+    return [Score("a", case, available, region, name, value) for name, of in metrics.items() for case, value in of.items()]
 
 
-def test_failure_ranking_by_hand() -> None:
+def test_what_uncertainty_is_worth_by_hand() -> None:
     """Risks 0.1, 0.8, 0.3; the surest first: 0.3, (0.3 + 0.1) / 2, 1.2 / 3, in the mean 0.3; best: 0.1, 0.2, 0.4."""
     dice = {"p1": 0.9, "p2": 0.2, "p3": 0.7}
-    right = {"p1": 1.0, "p2": 50.0, "p3": 2.0}
-    rows = ranked(dice, {"p1": 20.0, "p2": 30.0, "p3": 10.0}) + ranked(dice, right, "t1+t2")
-    table = failure_table(Scores(tuple(rows), Protocol()))
+    wrong, right = {"p1": 20.0, "p2": 30.0, "p3": 10.0}, {"p1": 1.0, "p2": 50.0, "p3": 2.0}
+    qu, zeros = {"p1": 0.9, "p2": 0.5, "p3": 0.4}, {"p1": 0.8, "p2": 0.7, "p3": 0.9}
+    rows = of_cases(dice=dice, qu_score=qu, qu_trivial=zeros, uncertainty_mean=wrong)
+    rows += of_cases("t1+t2", dice=dice, qu_score=qu, qu_trivial=zeros, uncertainty_mean=right)
+    table = uncertainty_table(Scores(tuple(rows), Protocol()))
     assert table is not None
-    assert table.header == ("read", "region", "AURC", "best", "random", "n")
-    assert table.rows == (("t1", "WT", "0.300", "0.233", "0.400", "3"), ("t1+t2", "WT", "0.233", "0.233", "0.400", "3"))
+    assert table.header == ("read", "region", "QU-BraTS", "QU-BraTS of zeros", "AURC", "best", "random", "n")
+    assert table.rows == (
+        ("t1", "WT", "0.600", "0.800", "0.300", "0.233", "0.400", "3"),
+        ("t1+t2", "WT", "0.600", "0.800", "0.233", "0.233", "0.400", "3"),
+    )
+    calibrated = of_cases("t1+t2", ece={"p1": 0.1, "p2": 0.2, "p3": 0.6})
+    table = uncertainty_table(Scores((*rows, *calibrated), Protocol()))
+    assert table is not None
+    assert table.header[2:6] == ("QU-BraTS", "QU-BraTS of zeros", "ECE", "AURC")
+    assert [row[4] for row in table.rows] == ["-", "0.300"]
 
 
-def test_failure_ranking_leaves_out_what_has_no_number() -> None:
-    some = ranked({"p1": 0.5, "p2": 0.25, "p3": math.nan}, {"p1": 1.0, "p3": 3.0})
-    table = failure_table(Scores(tuple(some), Protocol()))
+def test_the_ranking_leaves_out_what_has_no_number() -> None:
+    """p2 was not segmented; p3 has no Dice. The mean score is over all three."""
+    dice = {"p1": 0.5, "p2": 0.25, "p3": math.nan}
+    some = of_cases(
+        dice=dice, qu_score={"p1": 0.3, "p2": 0.0, "p3": 0.9}, uncertainty_mean={"p1": 1.0, "p2": math.nan, "p3": 3.0}
+    )
+    none = of_cases(region="ET", dice=dice, uncertainty_mean={"p3": 3.0})
+    table = uncertainty_table(Scores((*some, *none), Protocol()))
     assert table is not None
-    assert table.rows == (("t1", "WT", "0.500", "0.500", "0.500", "1"),)
-    assert failure_table(Scores(tuple(ranked({"p1": 0.5}, {})), Protocol())) is None
+    assert table.rows == (
+        ("t1", "WT", "0.400", "-", "0.500", "0.500", "0.500", "1"),
+        ("t1", "ET", "-", "-", "-", "-", "-", "0"),
+    )
+    assert uncertainty_table(Scores(tuple(of_cases(dice={"p1": 0.5})), Protocol())) is None
+
+
+# --------------------------------------------------------------------------- the scale
+
+
+def ranges_differ(folders: tuple[Path, Path]) -> dict[str, dict[str, NDArray[np.float32]]]:
+    """Maps of p1 run from 10 to 30, of p2 from 20 to 60, of p3 from 40 to 50 inside the brain; outside from 0 to 100."""
+    inside = brain() > 0
+    made = {}
+    for case, (low, high) in {"p1": (10, 30), "p2": (20, 60), "p3": (40, 50)}.items():
+        made[case] = maps(case)
+        for voxels in made[case].values():
+            shares = voxels[inside]
+            voxels[inside] = low + (high - low) * (shares - shares.min()) / (shares.max() - shares.min())
+            voxels[0, 0, :2] = 0, 100
+        save_maps(folders[0], case, made[case])
+    return made
+
+
+def test_the_scale_of_the_cohort_by_hand(folders: tuple[Path, Path]) -> None:
+    """10 counts 0 and 60 counts 100, in every case: 35 counts 50. What lies beyond, outside the brain, is cut off."""
+    made = ranges_differ(folders)
+    found = on_scale(folders, "cohort")
+    assert found.faults == ()
+    for case in CASES:
+        for region in VALUES:
+            scaled = ((made[case][region] - 10) * 2).clip(0, 100)
+            row = values(found, case, region)
+            assert of_maps(row) == pytest.approx(by_hand(region, scaled))
+            assert row["uncertainty_mean"] == pytest.approx(made[case][region][brain() > 0].mean())  # as written
+    two = evaluate_folders(*folders, protocol=Protocol(uncertainty="cohort"), cases=["p1", "p3"])  # from 10 to 50
+    assert of_maps(values(two, "p3", "TC")) == pytest.approx(by_hand("TC", ((made["p3"]["TC"] - 10) * 2.5).clip(0, 100)))
+
+
+def test_the_scale_of_the_case_is_that_of_its_own_entropies(folders: tuple[Path, Path]) -> None:
+    """As if the entropies themselves had been divided by their largest; another case has no part in it."""
+    probabilities = {case: maps(case)["WT"] / 500 for case in CASES}  # up to 0.2: the largest is 72 % of ln 2
+    for case, q in probabilities.items():
+        save_maps(folders[0], case, {"WT": region_uncertainty(q)})
+    found = on_scale(folders, "case")
+    for case, q in probabilities.items():
+        row = values(found, case, "WT")
+        assert of_maps(row) == pytest.approx(by_hand("WT", region_uncertainty(q, scale="case")))
+        assert row["qu_score"] != pytest.approx(by_hand("WT", region_uncertainty(q))["qu_score"], abs=1e-3)
+        assert row["uncertainty_mean"] == pytest.approx(region_uncertainty(q)[brain() > 0].mean())
+
+
+@pytest.mark.parametrize("scale", ["theoretical", "case", "cohort"])
+def test_a_factor_common_to_all_maps_matters_on_the_theoretical_scale_alone(folders: tuple[Path, Path], scale: str) -> None:
+    numbers = []
+    for factor in (1, 0.5):
+        for case in CASES:
+            save_maps(folders[0], case, {region: factor * voxels for region, voxels in maps(case).items()})
+        numbers.append(on_scale(folders, scale))
+    for case in CASES:
+        for region in VALUES:
+            whole, half = (values(found, case, region) for found in numbers)
+            assert (of_maps(whole) == of_maps(half)) == (scale != "theoretical")
+            assert half["uncertainty_mean"] == pytest.approx(whole["uncertainty_mean"] / 2)
+
+
+def test_a_cohort_that_is_certain_of_everything_scores_as_zeros_do(folders: tuple[Path, Path]) -> None:
+    for case in CASES:
+        save_maps(folders[0], case, dict.fromkeys(VALUES, np.zeros(SHAPE)))
+    for scale in ("case", "cohort"):
+        row = values(on_scale(folders, scale), "p1", "WT")
+        assert row["qu_score"] == pytest.approx(row["qu_trivial"])
+
+
+@pytest.mark.parametrize("fault", ["cut", "out of range", "no brain", "no prediction"])
+def test_maps_that_cannot_be_read_have_no_part_in_the_scale(folders: tuple[Path, Path], fault: str) -> None:
+    """Without the ET of p2 the cohort runs from 10 to 50; the case is named and failed when it is scored."""
+    made = ranges_differ(folders)
+    place = folders[0] / "uncertainty" / "p2"
+    if fault == "cut":
+        content = (place / "ET.nii.gz").read_bytes()
+        (place / "ET.nii.gz").write_bytes(content[:-30])
+    elif fault == "out of range":
+        save(place / "ET.nii.gz", np.full(SHAPE, 101, np.float32))
+    elif fault == "no brain":
+        (place / "brain.nii.gz").unlink()
+    else:
+        (folders[0] / "p2.nii.gz").unlink()
+    found = on_scale(folders, "cohort")
+    assert (found.scores.failed, [one.case for one in found.faults]) == (("p2",), ["p2"])
+    counts_the_worst(values(found, "p2", "ET"))
+    assert of_maps(values(found, "p1", "ET")) == pytest.approx(by_hand("ET", ((made["p1"]["ET"] - 10) * 2.5).clip(0, 100)))
+
+
+def test_every_subset_is_a_cohort_of_its_own(tmp_path: Path) -> None:
+    """The maps of the second folder are half those of the first: on scales of their own they score alike."""
+    for case in CASES:
+        save(tmp_path / "references" / f"{case}.nii.gz", labels())
+        for subset, factor in (("t1", 1.0), ("t1+t2", 0.5)):
+            folder = tmp_path / "out" / subset
+            save(folder / f"{case}.nii.gz", labels(shift=1))
+            save(folder / "uncertainty" / case / "brain.nii.gz", brain())
+            save_maps(folder, case, {region: factor * voxels for region, voxels in maps(case).items()})
+    for scale, alike in (("cohort", True), ("theoretical", False)):
+        rules = Protocol(uncertainty=scale)  # type: ignore[arg-type]
+        found = evaluate_subsets(tmp_path / "out", tmp_path / "references", protocol=rules, labels="brats2021").scores
+        assert found.protocol == rules
+        of = [[row.value for row in found.select(available=name).rows if row.metric == "qu_score"] for name in found.subsets]
+        assert (of[0] == of[1]) == alike
+
+
+def test_scales_are_protocols_of_their_own(folders: tuple[Path, Path]) -> None:
+    scales = ("theoretical", "case", "cohort")
+    found = {scale: on_scale(folders, scale).scores for scale in scales}
+    assert [table.protocol.uncertainty for table in found.values()] == list(scales)
+    assert len({table.protocol.digest for table in found.values()} | {Protocol().digest}) == 4
+    assert len({table.protocol.describe()[-1] for table in found.values()}) == 3
+    assert evaluate_folders(*folders).scores == found["theoretical"]
+    for name in ("case", "cohort"):
+        other = Scores(tuple(replace(row, run="other") for row in found[name].rows), found[name].protocol)
+        with pytest.raises(ScoreError, match=f"uncertainty theoretical and {name}"):
+            compare([found["theoretical"], other], "other", metrics=["qu_score"], resamples=100)
+
+
+def test_a_scale_needs_maps_that_hold_the_entropy(folders: tuple[Path, Path]) -> None:
+    predictions, _ = folders
+    for case in CASES:  # as an older version wrote them on request
+        record(predictions, case, "case")
+    with pytest.raises(FileError, match=r"uncertainty was written on the case scale \(predict with this version\)"):
+        evaluate_folders(*folders)
+    for case in CASES:
+        record(predictions, case, None)
+    with pytest.raises(FileError, match=r"holds no uncertainty to score on the cohort scale \(predict --uncertainty\)"):
+        on_scale(folders, "cohort")
+    with pytest.raises(RecipeError, match=r"uncertainty is 'max' \(choose theoretical or case or cohort\)"):
+        on_scale(folders, "max")
+
+
+# --------------------------------------------------------------------------- failed cases
+
+
+def test_a_case_that_failed_in_one_arm_is_paired_and_not_ranked(folders: tuple[Path, Path]) -> None:
+    """It counts the worst calibration and has no mean uncertainty: no other case takes its place."""
+    predictions, references = folders
+    for case in CASES:
+        for region, voxels in maps(case).items():
+            save(predictions / "probabilities" / case / f"{region}.nii.gz", voxels / 100)
+    whole = evaluate_folders(predictions, references, run_name="whole").scores
+    (predictions / "p2.nii.gz").unlink()
+    broken = evaluate_folders(predictions, references, run_name="broken").scores
+    rows = {(row.case, row.metric): row for row in broken.rows if row.region == "WT"}
+    assert (rows["p2", "ece"].value, rows["p2", "ece"].status) == (1.0, "failed")
+    assert math.isnan(rows["p2", "uncertainty_mean"].value)
+    kept = [row.value for row in whole.rows if (row.region, row.metric) == ("WT", "ece") and row.case != "p2"]
+    shown = next(row for row in summary_table(broken).rows if row[:2] == ("WT", "calibration error"))
+    assert shown[2] == f"{(1 + sum(kept)) / 3:.3f}"
+    assert shown[5:7] == ("3", "1")
+    table = uncertainty_table(broken)
+    assert table is not None
+    assert [(row[0], row[1], row[-1]) for row in table.rows] == [("t1+t2", region, "2") for region in VALUES]
+    assert table.rows[0][4] == shown[2]  # p2 has no part in the ranking, but in the means
+    found = compare([whole, broken], "whole", metrics=["ece", "uncertainty_mean", "qu_score"], resamples=100)
+    lines = {(line.metric, line.region, line.arm): line for line in found.lines}
+    ece = lines["ece", "WT", "broken"]
+    assert ece.difference is not None
+    own = next(row.value for row in whole.rows if (row.case, row.region, row.metric) == ("p2", "WT", "ece"))
+    assert (ece.difference.n, ece.difference.n_dropped) == (3, 0)
+    assert ece.difference.mean == pytest.approx((1 - own) / 3)
+    mean = lines["uncertainty_mean", "WT", "broken"].difference
+    assert mean is not None
+    assert (mean.n, mean.n_dropped, mean.mean) == (2, 1, 0)
 
 
 def test_the_command_shows_scores_scale_and_ranking(
@@ -238,7 +456,7 @@ def test_the_command_shows_scores_scale_and_ranking(
     shown = capsys.readouterr().out
     for words in (
         "QU-BraTS of zeros",
-        "Failure ranking, lower is better",
+        "Worth of uncertainty: QU-BraTS, higher is better",
         "uncertainty: 100 is the largest entropy possible",
     ):
         assert words in shown

@@ -169,7 +169,7 @@ def test_the_brain_mask_of_a_subset_rests_on_what_there_is():
     t1ce = intensities(5)["t1ce"]
     t1ce[:5] = 0
     for names, image in ((("t1ce",), t1ce), (("t1ce", "t1"), intensities(3)["t1"])):
-        answer = predictor(uncertainty="theoretical").predict(memory_case(names=names, t1ce=t1ce))
+        answer = predictor(uncertainty=True).predict(memory_case(names=names, t1ce=t1ce))
         assert np.array_equal(answer.brain.voxels, (image != 0).astype(np.uint8)), names
         assert answer.brain.voxels.dtype == np.uint8
 
@@ -181,7 +181,7 @@ def test_an_ensemble_is_the_mean_of_its_members_by_hand():
     a, b = blunt_model("a", 1.0), blunt_model("b", 0.1)
     flair = intensities(3)["flair"]
     mean = (by_hand(flair) + by_hand(flair, 0.1)) / 2
-    answer = predictor(a, b, ensemble=True, uncertainty="theoretical").predict(memory_case())
+    answer = predictor(a, b, ensemble=True, uncertainty=True).predict(memory_case())
     np.testing.assert_allclose(answer.probabilities, mean, atol=1e-5)
     assert answer.reason.endswith("; averaged over a, b")
     expected = (entropy(by_hand(flair)) + entropy(by_hand(flair, 0.1))) / 2
@@ -204,7 +204,7 @@ def test_an_ensemble_is_the_mean_of_its_members_by_hand():
 def test_members_that_differ_in_more_than_weights_are_not_averaged(stranger):
     chosen = nearest_model("a")
     answer = predictor(chosen, stranger, ensemble=True).predict(memory_case())
-    assert "averaged" not in answer.reason
+    assert "averaged over" not in answer.reason
     np.testing.assert_array_equal(answer.probabilities, predictor(chosen).predict(memory_case()).probabilities)
 
 
@@ -254,24 +254,20 @@ def test_dropout_passes_of_a_network_without_dropout_are_refused():
 # --------------------------------------------------------------------------- uncertainty
 
 
-@pytest.mark.parametrize("scale", ["theoretical", "case"])
-def test_uncertainty_by_hand(scale):
-    model = blunt_model("a", 0.1)
-    answer = predictor(model, uncertainty=scale).predict(memory_case())
+def test_uncertainty_by_hand():
+    """100 is the largest entropy possible, whether the case reaches it or not."""
+    answer = predictor(blunt_model("a", 0.1), uncertainty=True).predict(memory_case())
     p = by_hand(intensities(3)["flair"], 0.1)
     shares = {"WT": p[1:].sum(axis=0), "TC": p[1] + p[3], "ET": p[3]}  # classes NCR, ED, ET
     nats = {name: (entropy(np.stack([q, 1 - q])), np.log(2)) for name, q in shares.items()} | {
         "entropy": (entropy(p), np.log(4))
     }
     for name, (found, possible) in nats.items():
-        largest = possible if scale == "theoretical" else found.max()
-        np.testing.assert_allclose(answer.uncertainty[name].voxels, 100 * found / largest, atol=0.02, err_msg=name)
-    if scale == "case":
-        assert {name: answer.uncertainty[name].voxels.max() for name in nats} == pytest.approx(dict.fromkeys(nats, 100))
+        np.testing.assert_allclose(answer.uncertainty[name].voxels, 100 * found / possible, atol=0.02, err_msg=name)
 
 
 def test_one_certain_answer_leaves_nothing_to_disagree_on():
-    answer = predictor(uncertainty="theoretical").predict(memory_case())
+    answer = predictor(uncertainty=True).predict(memory_case())
     assert set(answer.uncertainty) == MAPS
     assert answer.uncertainty["mutual_information"].voxels.max() < 1e-3
     outside = intensities(3)["flair"] == 0
@@ -279,7 +275,7 @@ def test_one_certain_answer_leaves_nothing_to_disagree_on():
 
 
 def test_without_a_wish_there_is_no_uncertainty_and_the_answer_is_the_same():
-    plain, asked = predictor().predict(memory_case()), predictor(uncertainty="case").predict(memory_case())
+    plain, asked = predictor().predict(memory_case()), predictor(uncertainty=True).predict(memory_case())
     assert (dict(plain.uncertainty), plain.brain) == ({}, None)
     assert np.array_equal(plain.probabilities, asked.probabilities)
 
@@ -293,7 +289,7 @@ def test_maps_lie_on_the_grid_of_the_files_and_run_from_0_to_100(tmp_path):
     model = dropout_model()
     resampled = Preprocessing(ALL, STUDENT, spacing_mm=(1.5, 1.5, 1.5))
     model = Model("resampled", model.method, resampled, model.convention)
-    assert predict(tmp_path / "in", tmp_path / "out", model, passes=2, uncertainty="theoretical") == {"p1": "done"}
+    assert predict(tmp_path / "in", tmp_path / "out", model, passes=2, uncertainty=True) == {"p1": "done"}
     for name in (*MAPS, "brain"):
         written = nibabel.load(tmp_path / "out" / "uncertainty" / "p1" / f"{name}.nii.gz")
         assert written.shape == (12, 10, 9)
@@ -311,7 +307,7 @@ def test_maps_lie_on_the_grid_of_the_files_and_run_from_0_to_100(tmp_path):
 def written(tmp_path):
     """A patient, predicted with dropout passes and uncertainty."""
     write_patient(tmp_path / "in", "p1")
-    predict(tmp_path / "in", tmp_path / "out", dropout_model(), passes=2, uncertainty="theoretical")
+    predict(tmp_path / "in", tmp_path / "out", dropout_model(), passes=2, uncertainty=True)
     return tmp_path / "in", tmp_path / "out"
 
 
@@ -321,17 +317,17 @@ def test_the_record_vouches_for_the_maps(written):
     assert set(record["files"]) == {"p1.nii.gz", *(f"uncertainty/p1/{name}.nii.gz" for name in (*MAPS, "brain"))}
     made = record["made_with"]
     assert (made["passes"], made["seed"], made["ensemble"], made["uncertainty"]) == (2, 0, None, "theoretical")
-    again = {"passes": 2, "uncertainty": "theoretical", "if_not_empty": "continue"}
+    again = {"passes": 2, "uncertainty": True, "if_not_empty": "continue"}
     assert predict(patients, out, dropout_model(), **again) == {"p1": "skipped"}
     (out / "uncertainty" / "p1" / "ET.nii.gz").unlink()
     assert predict(patients, out, dropout_model(), **again) == {"p1": "done"}
     assert (out / "uncertainty" / "p1" / "ET.nii.gz").is_file()
 
 
-@pytest.mark.parametrize("change", [{"passes": 3}, {"seed": 1}, {"uncertainty": "case"}, {"only": ("t1",)}, {"ensemble": True}])
+@pytest.mark.parametrize("change", [{"passes": 3}, {"seed": 1}, {"uncertainty": False}, {"only": ("t1",)}, {"ensemble": True}])
 def test_continue_predicts_again_what_would_come_out_otherwise(written, change):
     patients, out = written
-    how = {"passes": 2, "uncertainty": "theoretical", "if_not_empty": "continue", **change}
+    how = {"passes": 2, "uncertainty": True, "if_not_empty": "continue", **change}
     assert predict(patients, out, dropout_model(), **how) == {"p1": "done"}
     assert predict(patients, out, dropout_model(), **how) == {"p1": "skipped"}
 
@@ -346,7 +342,7 @@ def test_continue_without_uncertainty_leaves_no_older_maps(written):
 def test_clear_removes_the_maps_of_this_case_alone(written):
     patients, out = written
     write_patient(patients, "p1_a", seed=1)
-    predict(patients, out, dropout_model(), passes=2, uncertainty="theoretical", if_not_empty="continue")
+    predict(patients, out, dropout_model(), passes=2, uncertainty=True, if_not_empty="continue")
     OutputFolder(out).clear("p1")
     assert not list(out.glob("p1.*"))
     assert [path.name for path in (out / "uncertainty").iterdir()] == ["p1_a"]
@@ -388,12 +384,37 @@ def test_predict_every_subset_from_the_command_line(run_folder, tmp_path, capsys
     )
 
 
+def test_uncertainty_from_the_command_line_is_scored_on_any_scale(run_folder, tmp_path, capsys):
+    """Predict once, score thrice; asked of a folder without maps, a scale is one line."""
+    write_patient(tmp_path / "in", "p1")
+    write_patient(tmp_path / "in", "p2", seed=1)
+    how = ("-m", run_folder, "--device", "cpu", "--precision", "32")
+    maps, plain = tmp_path / "maps", tmp_path / "plain"
+    assert run_main("predict", "-i", tmp_path / "in", "-o", plain, *how) == 0
+    assert run_main("predict", "-i", tmp_path / "in", "-o", maps, "--mc-dropout", 2, "--uncertainty", *how) == 0
+    assert json.loads((maps / "p1.json").read_text())["made_with"]["uncertainty"] == "theoretical"
+    evaluate = ("-r", plain, "--labels", "brats2021", "-w", 1)
+    for scale, words in (
+        ("theoretical", "100 is the largest entropy possible"),
+        ("case", "100 is the largest entropy in the case"),
+        ("cohort", "0 and 100 are the smallest and largest entropy in the brain over all cases of the run"),
+    ):
+        assert run_main("evaluate", maps, *evaluate, "--uncertainty-scale", scale) == 0
+        assert f"uncertainty: {words}" in capsys.readouterr().out
+    assert run_main("evaluate", plain, *evaluate) == 0
+    capsys.readouterr()
+    assert run_main("evaluate", plain, *evaluate, "--uncertainty-scale", "case") == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("error")] == [
+        f"error: {plain}: holds no uncertainty to score on the case scale (predict --uncertainty)"
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("--only", "t1,ct"), "error: --only t1,ct: no model reads ct (they read flair, t1, t1ce, t2)"),
         (("--only", "t1", "--subsets"), "error: --subsets and --only exclude each other"),
-        (("--uncertainty", "data"), "error: no uncertainty 'data' (theoretical or case)"),
         (("--subsets",), "error: no case has all of flair, t1ce, t1, t2"),
     ],
 )

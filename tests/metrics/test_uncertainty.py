@@ -12,12 +12,14 @@ from modistill.metrics.overlap import dice
 from modistill.metrics.uncertainty import (
     THRESHOLDS,
     Scale,
+    as_percent,
     as_probability,
     entropy,
     mutual_information,
     predictive_uncertainty,
     qu_brats,
     region_uncertainty,
+    rescaled,
     trivial_score,
 )
 
@@ -244,8 +246,39 @@ def test_scales_by_hand() -> None:
 
 @pytest.mark.parametrize("scale", ["max", (0.5, 0.5), (1, 0), (-1, 1), (0, math.inf), (math.nan, 1), (0, 1, 2)])
 def test_bad_scales(scale: Scale) -> None:
-    with pytest.raises(RecipeError, match=r"scale is .* \(theoretical, case, or the entropies in nats"):
-        region_uncertainty(np.ones(2), scale=scale)
+    for scaled in (lambda: region_uncertainty(np.ones(2), scale=scale), lambda: rescaled(np.ones(2), scale)):
+        with pytest.raises(RecipeError, match=r"scale is .* \(theoretical, case, or the entropies that count 0 and 100\)"):
+            scaled()
+
+
+def test_a_written_map_on_other_scales_by_hand() -> None:
+    written = np.array([5, 10, 20, 40], np.float32)
+    np.testing.assert_array_equal(rescaled(written, "theoretical"), written)
+    np.testing.assert_array_equal(rescaled(written, "case"), [12.5, 25, 50, 100])
+    np.testing.assert_array_equal(rescaled(written, (10, 30)), [0, 0, 50, 100])  # beyond the bounds: cut off
+    np.testing.assert_array_equal(rescaled(np.zeros(3), "case"), np.zeros(3))
+    assert rescaled(written.astype(np.uint8), "case").dtype == np.float32
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_scaling_what_was_written_is_scaling_the_entropy(seed: int) -> None:
+    """In per cent of ln 2 or in nats: the map is the same. And the theoretical one is what was written, to the last bit."""
+    probability = np.random.default_rng(seed).uniform(0, 0.3, (5, 6)).astype(np.float32)
+    written = region_uncertainty(probability)
+    assert rescaled(written, "theoretical").tobytes() == written.tobytes()
+    np.testing.assert_allclose(rescaled(written, "case"), region_uncertainty(probability, scale="case"), atol=1e-4)
+    bounds = (20 * math.log(2) / 100, 70 * math.log(2) / 100)
+    np.testing.assert_allclose(rescaled(written, (20, 70)), region_uncertainty(probability, scale=bounds), atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [math.nan, -0.1, 100.1, math.inf])
+def test_what_is_no_percentage_is_not_scaled(value: float) -> None:
+    """Cutting values off must not hide that a map is none."""
+    for scale in ("theoretical", "case", (0.0, 50.0)):
+        with pytest.raises(LabelError, match=r"uncertainty runs from .* \(it is 0 \(certain\) to 100"):
+            rescaled(np.array([50, value]), scale)  # type: ignore[arg-type]
+    assert as_percent(np.zeros(0)).size == 0
 
 
 @settings(max_examples=30, deadline=None)

@@ -83,7 +83,8 @@ def _report(benchmark: Benchmark, output: Path) -> None:
         )
     shown = [paper_table(scores, apart=apart, published=published, title="Table 1: Dice")]
     if len({table.runs[0].rsplit("/", 1)[0] for table in uncertain}) > 1:
-        shown.append(paper_table(uncertain, "qu_score", beside="qu_trivial", apart=apart, title="Table 2: QU-BraTS score"))
+        title = f"Table 2: QU-BraTS score, {uncertain[0].protocol.uncertainty} scale"
+        shown.append(paper_table(uncertain, "qu_score", beside="qu_trivial", apart=apart, title=title))
     for table, notes in shown:
         print_table(table)
         print_notes(notes)

@@ -50,6 +50,15 @@ def command(
     hausdorff95: Annotated[str, typer.Option("--hd95", help="directed_max (MONAI, BraTS) or pooled (MedPy).")] = "directed_max",
     dice: Annotated[str, typer.Option("--dice", help="brats: 2I/(P+G); smooth1: (2I+1)/(P+G+1).")] = "brats",
     et_minimum_voxels: Annotated[int, typer.Option("--et-minimum-voxels", help="A smaller predicted ET counts as none.")] = 0,
+    uncertainty_scale: Annotated[
+        str | None,
+        typer.Option(
+            "--uncertainty-scale",
+            help="What counts 100 in uncertainty maps: theoretical (the largest entropy possible), case (the largest in it) or "
+            "cohort (the largest in the brain of all cases; the smallest counts 0).",
+            show_default="theoretical",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option("--workers", "-w", help="Processes.", show_default="as many as CPUs, 8 at most")] = 0,
 ) -> None:
     """Score predictions: Dice, HD95, surface Dice and volume, for each case and region.
@@ -61,10 +70,11 @@ def command(
     from modistill.evaluation.folders import evaluate_folders, evaluate_subsets, ids_that_count
     from modistill.evaluation.protocol import Protocol
     from modistill.evaluation.scores import require_csv, write_scores
-    from modistill.evaluation.tables import failure_table, subset_table, summary_table
+    from modistill.evaluation.tables import subset_table, summary_table, uncertainty_table
     from modistill.files import require_writable
 
-    protocol = Protocol(both_empty, penalty_mm, hausdorff95, tolerance_mm, dice, et_minimum_voxels)  # type: ignore[arg-type]
+    rules = (both_empty, penalty_mm, hausdorff95, tolerance_mm, dice, et_minimum_voxels, uncertainty_scale or "")
+    protocol = Protocol(*rules)  # type: ignore[arg-type]
     place = output or predictions / "scores.csv"
     require_csv(place)
     require_writable(place)
@@ -83,8 +93,8 @@ def command(
     note = {"predictions": str(predictions), "reference": str(reference), "faults": faults}
     write_scores(place, evaluation.scores, note=note)
     print_table(subset_table(evaluation.scores) if subsets else summary_table(evaluation.scores))
-    if ranking := failure_table(evaluation.scores):
-        print_table(ranking)
+    if uncertainty := uncertainty_table(evaluation.scores):
+        print_table(uncertainty)
     if subsets:
         from modistill.report.figures import plot_subsets
 

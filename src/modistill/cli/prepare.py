@@ -29,7 +29,12 @@ def command(
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Take these settings from a recipe's data.")] = None,
     modalities: Annotated[str | None, typer.Option(help="All of training, comma-separated. Default: all found.")] = None,
     available: Annotated[str | None, typer.Option(help="Those a patient will have, comma-separated: t1,t2,flair.")] = None,
-    normalisation: Annotated[str | None, typer.Option(help="zscore (default) or hadnet.")] = None,
+    normalisation: Annotated[
+        str | None,
+        typer.Option(
+            help="zscore (default), hadnet, percentiles, landmarks, LOW:HIGH; or each its own: ct=-1000:500,mr=landmarks."
+        ),
+    ] = None,
     spacing: Annotated[
         tuple[float, float, float] | None, typer.Option(help="Resample to this voxel size in mm. Default: each case's own.")
     ] = None,
@@ -56,11 +61,13 @@ def command(
     from modistill.cli.inspect import words
     from modistill.cli.progress import bar
     from modistill.data.folder import find_cases
+    from modistill.data.normalisation import parse
     from modistill.data.preparing import prepare
 
     shares = _shares(split, fractions)
     cohort = find_cases(raw, modalities=words(modality or []))
-    given = {"modalities": _names(modalities), "available": _names(available), "normalisation": normalisation}
+    how = None if normalisation is None else parse(normalisation)
+    given = {"modalities": _names(modalities), "available": _names(available), "normalisation": how}
     preprocessing = _preprocessing(cohort, recipe, {**given, "spacing_mm": spacing, "size": size}, labels)
     with bar() as progress:
         task = progress.add_task("preparing", total=len(cohort.cases), note="")
@@ -130,6 +137,8 @@ def _summary(done: Preparation) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
+    from modistill.data.normalisation import spell
+
     plan, split = done.cohort.plan, done.cohort.split
     chosen = plan.preprocessing
     privileged = [name for name in chosen.modalities if name not in chosen.available]
@@ -142,7 +151,7 @@ def _summary(done: Preparation) -> Table:
         "split": split.digest + ("" if split.seed is None else f", seed {split.seed}"),
         "available": ", ".join(chosen.available),
         "privileged": ", ".join(privileged) or "none",
-        "normalised": chosen.normalisation,
+        "normalised": spell(chosen.normalisation),
         "grid": f"{'x'.join(map(str, plan.shape))} voxels (median; largest {'x'.join(map(str, plan.largest))}) of {spacing} mm",
         "labels": f"{plan.convention}; class weights {', '.join(weights)}",
     }

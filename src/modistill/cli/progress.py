@@ -74,7 +74,7 @@ class TrainingDisplay:
         losses = {k.removeprefix("train/"): v for k, v in status.values.items() if "/" in k and "validation" not in k}
         parts = [f"{name.split('/')[-1]} {value:.3f}" for name, value in losses.items()]
         if "validation/score" in self.scores:
-            parts.append(f"dice {self.scores['validation/score']:.3f} (best {status.best or 0:.3f})")
+            parts.append(f"validation dice {self.scores['validation/score']:.3f} (best {status.best or 0:.3f})")
         return "  ".join(parts)
 
     def finish(self, folder: Path) -> None:

@@ -170,9 +170,87 @@ class StandardTransform:
         image.mul_(inside)
 
 
+@dataclass(frozen=True)
+class SpatialAugmentation:
+    """Flip, rotation, scaling and a smooth deformation in the axial plane; intensities stay. For slices and volumes.
+
+    The changes CMEDL names (Jiang et al., IEEE TMI 2022, https://arxiv.org/abs/2107.07985); their ranges are not stated there.
+    All slices of a volume change alike.
+
+    Args:
+        flip_probability: of reversing left and right.
+        degrees: rotation about the centre, uniform in +-degrees.
+        scale: both axes by one factor of 1 + uniform in +-scale.
+        deformation: standard deviation of the displacement of a control point, uniform in 0..deformation, as a share of the
+            longer edge.
+        points: control points along each edge.
+    """
+
+    flip_probability: float = 0.5
+    degrees: float = 10.0
+    scale: float = 0.1
+    deformation: float = 0.02
+    points: int = 6
+
+    def sample(self, rng: np.random.Generator) -> Transform:
+        """Draw one; takes as many numbers from `rng` in any case."""
+        flip = bool(rng.random() < self.flip_probability)
+        angle, scale = rng.uniform(-1, 1, 2) * (np.deg2rad(self.degrees), self.scale)
+        strength = rng.uniform(0, self.deformation)
+        field = rng.standard_normal((2, self.points, self.points)) * strength
+        return SpatialTransform(flip, float(angle), float(1 + scale), field)
+
+
+@dataclass(frozen=True)
+class SpatialTransform:
+    """A drawn `SpatialAugmentation`.
+
+    Attributes:
+        flip: reverse the first axis.
+        angle: of the rotation, in radians.
+        scale: above 1, things become larger.
+        field: (2, points, points) displacements of the control points along the first and the second axis, as a share of the
+            longer edge.
+    """
+
+    flip: bool
+    angle: float
+    scale: float
+    field: NDArray[np.float64]
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Images linearly, labels to the nearest voxel; zero where nothing is known."""
+        if self.flip:
+            images, labels = images.flip(1), labels.flip(0)
+        volume = labels.ndim == 3
+        if volume:  # slices become channels: they share one grid
+            depth, images, labels = images.shape[-1], images.movedim(-1, 1).flatten(0, 1), labels.movedim(-1, 0)
+        else:
+            labels = labels[None]
+        grid = self._grid(labels.shape[1], labels.shape[2])
+        warped = functional.grid_sample(images[None], grid, mode="bilinear", align_corners=True)[0]
+        nearest = functional.grid_sample(labels[None].to(images.dtype), grid, mode="nearest", align_corners=True)[0]
+        if volume:
+            return warped.reshape(-1, depth, *warped.shape[1:]).movedim(1, -1), nearest.movedim(0, -1).to(labels.dtype)
+        return warped, nearest[0].to(labels.dtype)
+
+    def _grid(self, height: int, width: int) -> Tensor:
+        """(1, H, W, 2): where every voxel takes its value from, the second axis first, -1 and 1 at the outermost centres."""
+        half = torch.tensor([max(height - 1, 1) / 2, max(width - 1, 1) / 2])
+        axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in (height, width)), indexing="ij")
+        places = torch.stack(axes) * half[:, None, None]  # in voxels, from the centre
+        cos, sin = np.cos(self.angle) / self.scale, np.sin(self.angle) / self.scale
+        y, x = places
+        moved = torch.stack([cos * y - sin * x, sin * y + cos * x])
+        field = torch.from_numpy(self.field).float()[None] * max(height, width)
+        moved = moved + functional.interpolate(field, (height, width), mode="bicubic", align_corners=True)[0]
+        return (moved / half[:, None, None]).flip(0).movedim(0, -1)[None]
+
+
 augmentations: Mapping[str, Augmentation | None] = {
     "none": None,
     "hadnet": HADNetAugmentation(),
+    "spatial": SpatialAugmentation(),
     "standard": StandardAugmentation(),
 }
 

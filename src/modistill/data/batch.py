@@ -49,6 +49,27 @@ class Batch:
             return self.images
         return self.images[:, [self.modalities.index(name) for name in modalities]]
 
+    def having(self, modalities: tuple[str, ...]) -> Batch:
+        """The samples that have all of these, with these images alone: one domain of an unpaired batch.
+
+        Example:
+            >>> presence = torch.tensor([[True, False], [False, True]])
+            >>> batch = Batch(torch.rand(2, 2, 8, 8), torch.zeros(2, 8, 8), presence, ("ct", "mr"), ("ct",), ("a", "b"))
+            >>> batch.having(("mr",)).cases, tuple(batch.having(("mr",)).images.shape)
+            (('b',), (1, 1, 8, 8))
+        """
+        channels = [self.modalities.index(name) for name in modalities]
+        rows = self.presence[:, channels].all(1).nonzero().flatten().tolist()
+        return replace(
+            self,
+            images=self.images[rows][:, channels],
+            labels=self.labels[rows],
+            presence=self.presence[rows][:, channels],
+            modalities=modalities,
+            available_modalities=tuple(name for name in self.available_modalities if name in modalities),
+            cases=tuple(self.cases[row] for row in rows),
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on another device."""
         return replace(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -28,20 +29,36 @@ __all__ = ["Loader"]
 _ORDER, _SAMPLE = 0, 1  # two streams of random numbers that never meet
 
 
+@dataclass(frozen=True)
+class _Domain:
+    """What one kind of sample is drawn from.
+
+    Attributes:
+        ids: the cases.
+        channels: of the prepared images, those a sample shows.
+    """
+
+    ids: tuple[str, ...]
+    channels: tuple[int, ...]
+
+
 class Loader:
     """Batches of one part of a prepared cohort.
 
     Every case is seen once before any is seen twice, in an order shuffled anew each time.
+
+    With `domains`, batches are unpaired: samples of the domains take turns in them, each domain drawn by itself from the cases
+    that have its modalities, and a sample shows the modalities of its domain only, even where the case has others.
 
     Args:
         cohort: where to read.
         ids: cases to draw from.
         modalities: channels of `Batch.images`, in order; any of the cohort's.
         available: those that exist at test time.
-        batch_size: samples a step, over all ranks.
+        batch_size: samples a step, over all ranks; with domains, of each of them.
         patch_size: voxels (D, H, W) of a sample; None for whole cases, filled up with zeros at the end to the largest of a
             batch. With `dims` 2, (D, H) of an axial slice.
-        samples_per_case: how often each case is drawn in an epoch.
+        samples_per_case: how often each case (with domains, of the first) is drawn in an epoch.
         steps_per_epoch: batches an epoch, instead of what `samples_per_case` gives (rounded up).
         augmentation: applied to each sample.
         foreground_fraction: probability that a patch (or slice) is one that holds a given foreground voxel, the class drawn
@@ -49,9 +66,10 @@ class Loader:
         seed: of order, positions and augmentation.
         workers: threads; 0 reads when asked.
         dims: 3 for volumes, 2 for axial slices.
+        domains: modalities of each domain of an unpaired training; none for one draw from all cases.
 
     Raises:
-        RecipeError: no case, an unknown modality, or a number that makes no sense.
+        RecipeError: no case (in a domain), an unknown modality, or a number that makes no sense.
         CaseError: an id that is not in the cohort.
     """
 
@@ -71,6 +89,7 @@ class Loader:
         seed: int = 0,
         workers: int = 2,
         dims: int = 3,
+        domains: Sequence[Sequence[str]] = (),
     ) -> None:
         self.cohort, self.ids = cohort, tuple(sorted(ids))
         self.modalities, self.available = tuple(modalities), tuple(available)
@@ -82,7 +101,8 @@ class Loader:
         known = cohort.plan.preprocessing.modalities
         self._channels = [known.index(name) for name in self.modalities]
         self._entries = {case: cohort.entry(case) for case in self.ids}
-        self._steps = steps_per_epoch or -(-len(self.ids) * samples_per_case // batch_size)
+        self._domains = tuple(map(self._domain, domains)) or (_Domain(self.ids, tuple(self._channels)),)
+        self._steps = steps_per_epoch or -(-len(self._domains[0].ids) * samples_per_case // batch_size)
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -103,9 +123,9 @@ class Loader:
         """
         if self.batch_size % world:
             raise RecipeError(f"batch_size {self.batch_size} cannot be divided among {world} ranks")
-        share = self.batch_size // world
+        share = self._samples // world
         steps = {
-            step: range(step * self.batch_size + rank * share, step * self.batch_size + (rank + 1) * share)
+            step: range(step * self._samples + rank * share, step * self._samples + (rank + 1) * share)
             for step in range(start, len(self))
         }
         if not self.workers:
@@ -149,11 +169,34 @@ class Loader:
         if not 0 <= self.foreground_fraction <= 1:
             raise RecipeError(f"foreground_fraction is {self.foreground_fraction}", remedy="between 0 and 1")
 
+    @property
+    def _samples(self) -> int:
+        """Samples a step, of all domains and ranks."""
+        return self.batch_size * len(self._domains)
+
+    def _domain(self, modalities: Sequence[str]) -> _Domain:
+        """The cases that have these modalities.
+
+        Raises:
+            RecipeError: none has.
+        """
+        known = self.cohort.plan.preprocessing.modalities
+        channels = tuple(known.index(name) for name in modalities)
+        ids = tuple(case for case in self.ids if all(self._entries[case].presence[channel] for channel in channels))
+        if not ids:
+            raise RecipeError(
+                f"none of the {len(self.ids)} training cases has {' and '.join(modalities)}",
+                file=self.cohort.folder,
+                remedy="prepare the cases of both domains as one cohort",
+            )
+        return _Domain(ids, channels)
+
     def _case_at(self, epoch: int, position: int) -> str:
-        """Samples are dealt from shuffled rounds through all cases; rounds run on across epochs."""
-        place = epoch * len(self) * self.batch_size + position
-        order = np.random.default_rng([self.seed, _ORDER, place // len(self.ids)]).permutation(len(self.ids))
-        return self.ids[int(order[place % len(self.ids)])]
+        """Samples are dealt from shuffled rounds through all cases of a domain; rounds run on across epochs."""
+        place, number = divmod(epoch * len(self) * self._samples + position, len(self._domains))
+        ids = self._domains[number].ids
+        order = np.random.default_rng([self.seed, _ORDER, place // len(ids), number]).permutation(len(ids))
+        return ids[int(order[place % len(ids)])]
 
     def _submit(self, pool: ThreadPoolExecutor, batch: Batch, positions: range) -> tuple[Batch, list[Future[None]]]:
         return batch, [pool.submit(self._fill, batch, index, position) for index, position in enumerate(positions)]
@@ -162,10 +205,16 @@ class Loader:
         """A batch of zeros for the samples at these positions; each is read right into its place."""
         cases = tuple(self._case_at(epoch, position) for position in positions)
         shape = self._spatial(epoch, step)
+        shown = [self._domains[position % len(self._domains)].channels for position in positions]
         return Batch(
             images=torch.zeros(len(cases), len(self.modalities), *shape),
             labels=torch.zeros(len(cases), *shape, dtype=torch.int64),
-            presence=torch.tensor([[self._entries[case].presence[channel] for channel in self._channels] for case in cases]),
+            presence=torch.tensor(
+                [
+                    [channel in seen and self._entries[case].presence[channel] for channel in self._channels]
+                    for case, seen in zip(cases, shown, strict=True)
+                ]
+            ),
             modalities=self.modalities,
             available_modalities=self.available,
             cases=cases,
@@ -183,6 +232,8 @@ class Loader:
                 images = images[self._channels]
             if self.dims == 2:
                 images, labels = images[..., 0], labels[..., 0]
+            if len(self._domains) > 1:
+                images = torch.where(batch.presence[index].reshape(-1, *(1,) * labels.ndim), images, 0)
             if self.augmentation is not None:
                 images, labels = self.augmentation.sample(rng)(images.float(), labels)
         except ModistillError as error:
@@ -203,6 +254,6 @@ class Loader:
         """Spatial shape of a batch: that of the patch, or the largest case among the samples of all ranks."""
         if self.patch_size is not None:
             return self.patch_size
-        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        positions = range(step * self._samples, (step + 1) * self._samples)
         shapes = [self._entries[self._case_at(epoch, position)].shape for position in positions]
         return [max(sizes) for sizes in zip(*shapes, strict=True)][: self.dims]

@@ -3,6 +3,8 @@
 A case is complete in its folder or not there. When the command is run again, a case is kept if its sources, the preprocessing
 and the digests of its files are the same, and made anew otherwise. One bad case costs only itself. When all cases are through,
 the split is made and the plan written, with class weights counted over the training cases alone.
+
+Histogram landmarks rest on the training cases too, so with them the split is made first, from a reading of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import glob
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,7 @@ import numpy as np
 from modistill.data.cohort import CaseFiles, Cohort, Fault
 from modistill.data.naming import LabelConvention, conventions, guess_convention
 from modistill.data.nifti import read_labels
+from modistill.data.normalisation import Landmarks, standard_landmarks
 from modistill.data.preprocessing import Preprocessing
 from modistill.data.processes import run_each
 from modistill.data.splits import Share, Split, make_split, require_known, tumour_strata
@@ -86,9 +89,13 @@ def prepare(
         convention = conventions[preprocessing.convention] if preprocessing.convention else infer_convention(cohort.cases)
         preprocessing = replace(preprocessing, convention=convention.name)
         _require_ours(folder, preprocessing)
+        processes = workers or min(os.cpu_count() or 1, 8)
+        first = None
+        if preprocessing.by_landmarks:
+            first, preprocessing = _fitted(cohort, preprocessing, split, seed, processes)
         work = partial(_prepare_case, folder=folder, preprocessing=preprocessing)
         kept: dict[str, bool] = {}
-        for case, result in run_each(work, cohort.cases, workers or min(os.cpu_count() or 1, 8)):
+        for case, result in run_each(work, cohort.cases, processes):
             if isinstance(result, Fault):
                 faults.append(replace(result, case=result.case or case.id))
             else:
@@ -96,10 +103,11 @@ def prepare(
             if progress is not None:
                 progress(case.id)
         if not kept:
-            first = f": {faults[0]}" if faults else ""
-            raise CaseError(f"none of {len(known)} cases could be prepared{first}", file=cohort.root)
+            reason = f": {faults[0]}" if faults else ""
+            raise CaseError(f"none of {len(known)} cases could be prepared{reason}", file=cohort.root)
         entries = {case: CaseEntry.load(case_folder(folder, case)) for case in sorted(kept)}
-        chosen = _split(entries, cohort, split, seed, convention)
+        volumes = {case: _volumes(entry.class_voxels, entry.voxel_volume_ml, convention) for case, entry in entries.items()}
+        chosen = _split(volumes, cohort, split, seed) if first is None else _without_others(first, entries)
         plan = _plan([entries[case] for case in chosen["train"]], cohort, preprocessing, convention, chosen)
         notices = _notices(entries, chosen, convention, folder)
         write_json(folder / SPLIT, chosen.to_json())
@@ -134,13 +142,11 @@ def infer_convention(cases: Iterable[CaseFiles]) -> LabelConvention:
 def _prepare_case(case: CaseFiles, folder: Path, preprocessing: Preprocessing) -> bool:
     """Make one case, unless it is there, complete and up to date; whether it was."""
     place = case_folder(folder, case.id)
-    if case.labels is None:
-        raise CaseError("no reference labels", case=case.id, remedy="add them; predict takes cases as they are")
     sources = _sources(case, preprocessing)
     if _up_to_date(place, sources, preprocessing):
         return True
     read = case.read([name for name in preprocessing.modalities if name in case.images])
-    prepared = preprocessing.apply(read)
+    prepared = preprocessing.for_subset(read.images).apply(read)
     classes = len(conventions[preprocessing.convention or ""].values) + 1
     _discard(place)
     with atomic_folder(place) as new:
@@ -148,10 +154,15 @@ def _prepare_case(case: CaseFiles, folder: Path, preprocessing: Preprocessing) -
     return False
 
 
+def _labels_of(case: CaseFiles) -> Path:
+    if case.labels is None:
+        raise CaseError("no reference labels", case=case.id, remedy="add them; predict takes cases as they are")
+    return case.labels
+
+
 def _sources(case: CaseFiles, preprocessing: Preprocessing) -> tuple[Source, ...]:
     paths = {source.path for name, source in case.images.items() if name in preprocessing.modalities}
-    if case.labels is not None:
-        paths.add(case.labels)
+    paths.add(_labels_of(case))
     found = []
     for path in sorted(paths):
         try:
@@ -191,26 +202,69 @@ def _require_ours(folder: Path, preprocessing: Preprocessing) -> None:
     if (folder / PLAN).exists():
         before, now = Plan.load(folder / PLAN).preprocessing.to_json(), preprocessing.to_json()
         for name, value in now.items():
-            if before[name] != value:
+            if name != "landmarks" and before.get(name) != value:
                 reason = f"was prepared with {name} {before[name]}, now it is {value}"
                 raise FileError(reason, file=folder, remedy="choose another folder, or remove this one")
 
 
-def _split(
-    entries: Mapping[str, CaseEntry], cohort: Cohort, shares: Mapping[str, Share], seed: int, convention: LabelConvention
-) -> Split:
-    """Deal the cases that could be prepared; those that could not drop out of the lists."""
-    volumes = {
-        case: {
-            name: count * entry.voxel_volume_ml for name, count in zip(convention.values, entry.class_voxels[1:], strict=True)
-        }
-        for case, entry in entries.items()
-    }
+def _split(volumes: Mapping[str, Mapping[str, float]], cohort: Cohort, shares: Mapping[str, Share], seed: int) -> Split:
+    """Deal the cases whose volumes are known; those that could not be read drop out of the lists."""
     there = {
-        part: share if isinstance(share, int | float) else [case for case in share if case in entries]
+        part: share if isinstance(share, int | float) else [case for case in share if case in volumes]
         for part, share in shares.items()
     }
-    return make_split(entries, there, seed=seed, strata=tumour_strata(volumes, _grades(cohort.cases)))
+    tumours = tumour_strata(volumes, _grades(cohort.cases))
+    acquired = {case.id: "+".join(case.modalities) for case in cohort.cases}
+    return make_split(volumes, there, seed=seed, strata={case: f"{acquired[case]}/{tumours[case]}" for case in volumes})
+
+
+def _without_others(split: Split, entries: Collection[str]) -> Split:
+    """The same split, of the cases that could be prepared."""
+    parts = {part: tuple(case for case in ids if case in entries) for part, ids in split.parts.items()}
+    return replace(split, parts=parts)
+
+
+def _volumes(class_voxels: Sequence[int], voxel_volume_ml: float, convention: LabelConvention) -> dict[str, float]:
+    """Class name -> volume in ml; the background comes first in the counts and is left out."""
+    return {name: count * voxel_volume_ml for name, count in zip(convention.values, class_voxels[1:], strict=True)}
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What the first reading of a case tells: class name -> volume in ml, and modality -> landmarks."""
+
+    volumes: dict[str, float]
+    landmarks: dict[str, Landmarks]
+
+
+def _read_landmarks(case: CaseFiles, preprocessing: Preprocessing) -> _Reading:
+    labels = read_labels(_labels_of(case))
+    read = case.read([name for name in preprocessing.modalities if name in case.images], with_labels=False)
+    convention = conventions[preprocessing.convention or ""]
+    counts = np.bincount(convention.to_classes(labels.voxels).ravel(), minlength=len(convention.values) + 1)
+    ml = float(np.prod(labels.spacing_mm)) / 1000
+    return _Reading(_volumes(counts.tolist(), ml, convention), preprocessing.for_subset(read.images).landmarks_of(read))
+
+
+def _fitted(
+    cohort: Cohort, preprocessing: Preprocessing, shares: Mapping[str, Share], seed: int, processes: int
+) -> tuple[Split, Preprocessing]:
+    """The split, and the preprocessing with the standard landmarks of its training cases.
+
+    Raises:
+        CaseError: no training case has a modality that is to be standardised.
+    """
+    work = partial(_read_landmarks, preprocessing=preprocessing)
+    # A case that cannot be read is named when it is prepared.
+    found = {c.id: r for c, r in run_each(work, cohort.cases, processes) if isinstance(r, _Reading)}
+    split = _split({case: reading.volumes for case, reading in found.items()}, cohort, shares, seed)
+    standard = {}
+    for name in preprocessing.by_landmarks:
+        training = [found[case].landmarks[name] for case in split["train"] if name in found[case].landmarks]
+        if not training:
+            raise CaseError(f"no training case has {name}, whose histogram is to be standardised", file=cohort.root)
+        standard[name] = standard_landmarks(training)
+    return split, replace(preprocessing, landmarks=standard)
 
 
 def _grades(cases: Iterable[CaseFiles]) -> dict[str, str]:

@@ -4,7 +4,7 @@
    voxels on the six faces of its volume are exactly zero (skull-stripped, or air set to zero); CT and unstripped MR have
    none. If no available modality has one, the mask is the whole volume.
 2. Crop to the bounding box of the mask.
-3. Normalise each modality inside the mask; outside it is 0.
+3. Normalise each modality inside the mask (`modistill.data.normalisation`); outside it is 0.
 4. Resample to `spacing_mm`, if one is asked for: images linearly, mask and labels to the nearest voxel. The new grid has the
    same centre and covers the box.
 5. Pad with zeros, centred, to `size`, if one is asked for (an odd remainder goes to the end). A larger case is cut, centred.
@@ -12,16 +12,16 @@
 A privileged modality plays no part in steps 1, 2, 4, 5 nor in the channels of the others: a patient who lacks it is prepared
 to the same bits. `Geometry` records every step, and `Preprocessing.restore` undoes them onto the grid of the case.
 
-HAD-Net (Vadacchino et al., MIDL 2021) normalises to [0, 1]: z-score, clip above at 3, then (z - min z) / (3 - min z).
-It differs here from the authors' tool in two points: the mask uses the available modalities only (theirs opens the privileged
-file too, so it cannot run on the patients it is for), and voxels outside the mask are zero as the paper says (theirs keep a
-value where one modality is non-zero). Their 160 x 192 x 160 counts the axes as (z, y, x): (D, H, W) here has the same numbers.
+HAD-Net's preparation (Vadacchino et al., MIDL 2021) differs here from the authors' tool in two points: the mask uses the
+available modalities only (theirs opens the privileged file too, so it cannot run on the patients it is for), and voxels outside
+the mask are zero as the paper says (theirs keep a value where one modality is non-zero). Their 160 x 192 x 160 counts the axes
+as (z, y, x): (D, H, W) here has the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,6 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from modistill.data.case import Case
 from modistill.data.geometry import Geometry, Triple, centred, triple, tuples
 from modistill.data.naming import LabelConvention, conventions
+from modistill.data.normalisation import NAMES, Landmarks, Normalisation, Normalisations, landmarks, normalise
 from modistill.data.volume import Volume, require_same_grid
 from modistill.errors import CaseError, LabelError, RecipeError
 
@@ -38,7 +39,6 @@ __all__ = ["Prepared", "Preprocessing", "brain_mask"]
 Images: TypeAlias = NDArray[np.float32]
 Mask: TypeAlias = NDArray[np.bool_]
 
-_CLIP = 3.0  # standard deviations; HAD-Net clips above only
 _EXTREME = 50.0  # a z-score beyond this is a damaged voxel, not anatomy
 
 
@@ -70,11 +70,12 @@ class Preprocessing:
     Args:
         modalities: all modalities of training, in channel order.
         available: those that exist at test time; mask and crop depend on nothing else.
-        normalisation: "zscore" or "hadnet".
+        normalisation: of all modalities, or modality -> its own (`modistill.data.normalisation`).
         spacing_mm: voxel size to resample to; None keeps each case's own.
         size: (D, H, W) in voxels to pad to; None keeps each case's own.
         crop: cut to the bounding box of the brain mask.
         convention: name of the label convention; None takes what each case says.
+        landmarks: modality -> standard landmarks of its training images, where it is normalised by them; `prepare` finds them.
 
     Raises:
         RecipeError: a value that makes no sense, with the ones that do.
@@ -82,11 +83,12 @@ class Preprocessing:
 
     modalities: tuple[str, ...]
     available: tuple[str, ...]
-    normalisation: str = "zscore"
+    normalisation: Normalisations = "zscore"
     spacing_mm: tuple[float, float, float] | None = None
     size: Triple | None = None
     crop: bool = True
     convention: str | None = None
+    landmarks: Mapping[str, Landmarks] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("modalities", "available", "spacing_mm", "size"):
@@ -97,14 +99,36 @@ class Preprocessing:
                 raise RecipeError(f"{name} must name each modality once, and at least one; got {list(listed)}")
         if foreign := [name for name in self.available if name not in self.modalities]:
             raise RecipeError(f"available modality {foreign[0]} is not among the modalities {', '.join(self.modalities)}")
-        if self.normalisation not in _NORMALISATIONS:
-            raise RecipeError(f"unknown normalisation {self.normalisation!r}", remedy=f"known: {', '.join(_NORMALISATIONS)}")
+        self._take_normalisation()
         for name in ("spacing_mm", "size"):
             values = getattr(self, name)
             if values is not None and (len(values) != 3 or not all(np.isfinite(value) and value > 0 for value in values)):
                 raise RecipeError(f"{name} needs three positive numbers, got {list(values)}")
         if self.convention is not None and self.convention not in conventions:
             raise RecipeError(f"unknown label convention {self.convention!r}", remedy=f"known: {', '.join(conventions)}")
+
+    def _take_normalisation(self) -> None:
+        """Plain values as they come from a file or a recipe; every modality must find its own."""
+        given = self.normalisation
+        listed: Mapping[str, Any] = given if isinstance(given, Mapping) else {"": given}
+        checked = {name: _checked(how) for name, how in listed.items()}
+        if isinstance(given, Mapping):
+            if lacking := [name for name in self.modalities if name not in checked]:
+                raise RecipeError(f"normalisation says nothing of {', '.join(lacking)}", remedy="name every modality, or none")
+            object.__setattr__(self, "normalisation", {name: checked[name] for name in self.modalities})
+        else:
+            object.__setattr__(self, "normalisation", checked[""])
+        kept = {name: tuple(map(float, found)) for name, found in self.landmarks.items() if name in self.modalities}
+        object.__setattr__(self, "landmarks", kept)
+
+    def normalisation_of(self, modality: str) -> Normalisation:
+        """How this modality is normalised."""
+        return self.normalisation[modality] if isinstance(self.normalisation, Mapping) else self.normalisation
+
+    @property
+    def by_landmarks(self) -> tuple[str, ...]:
+        """The modalities whose normalisation rests on the training images."""
+        return tuple(name for name in self.modalities if self.normalisation_of(name) == "landmarks")
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, readable in a plan or a model card."""
@@ -127,7 +151,7 @@ class Preprocessing:
         return replace(self, modalities=self.available)
 
     def for_subset(self, there: Collection[str]) -> Preprocessing:
-        """The same for a patient who has only these: mask and crop rest on those of the available modalities, else on all."""
+        """The same for a case that has only these: mask and crop rest on those of the available modalities, else on all."""
         kept = tuple(name for name in self.available if name in there)
         return replace(self, available=kept or tuple(name for name in self.modalities if name in there))
 
@@ -156,13 +180,24 @@ class Preprocessing:
         for channel, name in zip(images, self.modalities, strict=True):
             if name in case.images:
                 voxels = case.images[name].voxels[geometry.slices].astype(np.float32)
-                normalised, extreme = _normalise(voxels, inside, self.normalisation, case.id, name)
+                how, standard = self.normalisation_of(name), self.landmarks.get(name)
+                normalised, extreme = normalise(voxels, inside, how, standard=standard, modality=name, case=case.id)
                 channel[:] = np.where(prepared_mask, geometry.forward(normalised), 0)
                 if extreme > _EXTREME:
                     notices.append(f"{name} holds a voxel {extreme:.0f} standard deviations from the mean")
         presence = np.array([name in case.images for name in self.modalities])
         labels = self._labels(case, geometry, notices)
         return Prepared(images, presence, labels, prepared_mask, geometry, tuple(notices))
+
+    def landmarks_of(self, case: Case) -> dict[str, Landmarks]:
+        """The landmarks of a training case in the modalities that are standardised by them.
+
+        Raises:
+            CaseError: no available modality, or an empty brain mask.
+        """
+        self._grid(case)
+        mask = brain_mask({name: case.images[name].voxels for name in self.available if name in case.images}, case=case.id)
+        return {name: landmarks(case.images[name].voxels[mask]) for name in self.by_landmarks if name in case.images}
 
     def restore(self, maps: NDArray[Any], geometry: Geometry, outside: ArrayLike = 0) -> NDArray[Any]:
         """Bring maps from the prepared grid onto the canonical grid of the case: the inverse of crop, pad and resampling.
@@ -260,26 +295,16 @@ def _bounding_box(mask: Mask) -> tuple[tuple[int, int], ...]:
     return tuple(box)
 
 
-def _zscore(scores: Images) -> Images:
-    return scores
+def _checked(how: Any) -> Normalisation:
+    """A normalisation that is known.
 
-
-def _hadnet(scores: Images) -> Images:
-    low = min(float(scores.min()), _CLIP - 1e-6)
-    return (np.minimum(scores, np.float32(_CLIP)) - np.float32(low)) / np.float32(_CLIP - low)
-
-
-_NORMALISATIONS: Mapping[str, Callable[[Images], Images]] = {"zscore": _zscore, "hadnet": _hadnet}
-
-
-def _normalise(voxels: Images, inside: Mask, how: str, case: str, modality: str) -> tuple[Images, float]:
-    """Normalised voxels (0 outside the mask), and the largest absolute z-score."""
-    values = voxels[inside]
-    mean, deviation = values.mean(dtype=np.float64), values.std(dtype=np.float64)
-    if not deviation > 0:
-        raise CaseError(
-            f"{modality} is constant inside the brain", case=case, remedy="treat it as missing: remove or replace the file"
-        )
-    scores = ((voxels - mean) / deviation).astype(np.float32)
-    largest = max(float(scores[inside].max()), -float(scores[inside].min()))
-    return np.where(inside, _NORMALISATIONS[how](scores), np.float32(0)), largest
+    Raises:
+        RecipeError: it is not.
+    """
+    if isinstance(how, str) and how in NAMES:
+        return how
+    if not isinstance(how, str) and isinstance(how, Sequence) and len(how) == 2 and how[0] < how[1]:
+        return float(how[0]), float(how[1])
+    raise RecipeError(
+        f"unknown normalisation {how!r}", remedy=f"known: {', '.join(NAMES)}, or two rising numbers such as -1000, 500"
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,15 @@ from modistill.data.volume import Volume, require_same_grid
 from modistill.errors import CaseError, FileError, LabelError, ModistillError
 from modistill.evaluation.protocol import Protocol
 from modistill.evaluation.scores import Score, Scores
-from modistill.evaluation.uncertainty import WORST, score_uncertainty, uncertainty_scale
+from modistill.evaluation.uncertainty import (
+    WORST,
+    Bounds,
+    cohort_bounds,
+    ranges_in_brain,
+    scale_to_score,
+    score_uncertainty,
+    written_scale,
+)
 from modistill.files import read_json
 from modistill.metrics.surface import bounding_box
 
@@ -134,7 +142,8 @@ def evaluate_folders(
     Args:
         predictions: folder of `<case>.nii.gz` (or .nii), each with an optional `<case>.json`.
         references: a cohort in any layout with reference labels, or a folder of label maps named as the predictions.
-        protocol: the rules; the default ones if None.
+        protocol: the rules; the default ones if None. Where it names no scale, uncertainty maps are scored as written. The
+            scale of the "cohort" rests on the maps of all cases that count, as far as they can be read.
         run_name: `arm` or `arm/seed`; else the one run that the `<case>.json` files name, else the folder's name.
         labels: name of the references' label convention; else as the cohort says, or guessed from all its values.
         cases: the ids that count; else every case that has reference labels. A case without a prediction has failed.
@@ -143,6 +152,7 @@ def evaluate_folders(
 
     Raises:
         CaseError: nothing to score: no reference, or no usable prediction at all.
+        FileError: uncertainty was written for some cases only, or not at all though the protocol names its scale.
         LabelError: the label convention is unknown or ambiguous.
     """
     predictions, references = Path(predictions), Path(references)
@@ -155,8 +165,13 @@ def evaluate_folders(
     if not known:
         raise CaseError("no reference labels found", file=references, remedy="give cases with reference labels")
     run = run_name or _run_named_by(files.values()) or predictions.resolve().name
-    rules = replace(protocol or Protocol(), uncertainty=uncertainty_scale(predictions))
-    jobs = [_Job(case, run, files.get(case), reference, rules) for case, reference in sorted(known.items())]
+    rules = protocol or Protocol()
+    rules = replace(rules, uncertainty=scale_to_score(predictions, rules.uncertainty))
+    calibrated = any((predictions / "probabilities").glob("*/*.nii.gz"))
+    jobs = [_Job(case, run, files.get(case), reference, rules, calibrated) for case, reference in sorted(known.items())]
+    if rules.uncertainty == "cohort":
+        bounds = cohort_bounds(_each(_ranges_in_brain, jobs, workers))
+        jobs = [replace(job, bounds=bounds) for job in jobs]
     rows: list[Score] = []
     for done, (scored, problems) in enumerate(_each(_score_case, jobs, workers), start=1):
         rows += scored
@@ -171,6 +186,8 @@ def evaluate_folders(
 
 def evaluate_subsets(predictions: Path, references: Path, **how: Any) -> Evaluation:
     """Score the folders that `modistill predict --subsets` wrote, one for each subset of modalities.
+
+    Each folder is a cohort of its own: with `uncertainty="cohort"` its maps are scaled by the bounds of its own cases.
 
     Args:
         predictions: folder of folders named by what was used, like `t1+flair`.
@@ -188,14 +205,13 @@ def evaluate_subsets(predictions: Path, references: Path, **how: Any) -> Evaluat
         raise FileError("holds no folders of predictions", file=predictions, remedy="run `modistill predict --subsets`")
     names = max((path.name.split("+") for path in folders), key=len)
     folders.sort(key=lambda path: (path.name.count("+"), [names.index(n) for n in path.name.split("+") if n in names]))
-    found = {path.name: evaluate_folders(path, references, **how) for path in folders}
-    protocols = {one.scores.protocol for one in found.values()}
-    if len(protocols) > 1:
+    if len({written_scale(path) for path in folders}) > 1:
         raise FileError("uncertainty was written in several ways", file=predictions, remedy="predict all subsets alike")
+    found = {path.name: evaluate_folders(path, references, **how) for path in folders}
     rows = [replace(row, available=name) for name, one in found.items() for row in one.scores.rows]
     faults = tuple(fault for one in found.values() for fault in one.faults)
     unscored = tuple(sorted({case for one in found.values() for case in one.unscored}))
-    return Evaluation(Scores(tuple(rows), protocols.pop()), faults, unscored)
+    return Evaluation(Scores(tuple(rows), found[folders[0].name].scores.protocol), faults, unscored)
 
 
 @dataclass(frozen=True)
@@ -213,6 +229,8 @@ class _Job:
     prediction: Path | None
     reference: _Reference
     protocol: Protocol
+    calibrated: bool  # the run wrote probabilities
+    bounds: Bounds = field(default_factory=dict)  # of uncertainty, on the scale of the cohort
 
     @property
     def uncertainty(self) -> Path | None:
@@ -220,6 +238,12 @@ class _Job:
         if not self.protocol.uncertainty or self.prediction is None:
             return None
         return self.prediction.parent / "uncertainty" / self.case
+
+
+def _ranges_in_brain(job: _Job) -> Bounds:
+    """Smallest and largest uncertainty of each region of one case."""
+    regions = conventions[job.reference.convention].regions
+    return {} if job.uncertainty is None else ranges_in_brain(job.uncertainty, regions)
 
 
 def _score_case(job: _Job) -> tuple[list[Score], list[Fault]]:
@@ -250,7 +274,7 @@ def _score_case(job: _Job) -> tuple[list[Score], list[Fault]]:
             masks = _masks(own or convention, prediction), _masks(convention, reference)
             pairs = {region: (masks[0][region], true) for region, true in masks[1].items()}
             status = {row.region: row.status for row in rows}
-            scored = score_uncertainty(job.uncertainty, prediction, reference, pairs)
+            scored = score_uncertainty(job.uncertainty, prediction, reference, pairs, job.protocol.uncertainty, job.bounds)
             rows += [
                 Score(job.run, job.case, available, region, metric, value, status[region])
                 for region, values in scored.items()
@@ -260,6 +284,8 @@ def _score_case(job: _Job) -> tuple[list[Score], list[Fault]]:
     except ModistillError as error:
         regions = convention.regions
         worst = dict(WORST) if job.protocol.uncertainty else {}
+        if not job.calibrated:
+            worst.pop("ece", None)
         values = {
             region: job.protocol.score_failed(mask, reference.spacing_mm) | worst
             for region, mask in zip(regions, regions.encode(reference.voxels), strict=True)

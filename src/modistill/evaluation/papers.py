@@ -9,7 +9,7 @@ from modistill.evaluation.comparison import arm_of, compare
 from modistill.evaluation.protocol import METRICS
 from modistill.evaluation.scores import Scores
 from modistill.evaluation.statistics import Summary
-from modistill.evaluation.tables import TextTable, number
+from modistill.evaluation.tables import TextTable, number, p_value
 
 __all__ = ["cost_table", "paper_table"]
 
@@ -60,7 +60,7 @@ def paper_table(
             known = [value for value in p if value is not None]
             beats = sum(value < 0.05 for value in known)
             largest[region] = f"{region}: {arm} is best; p < 0.05 against {beats} of {len(p)} others" + (
-                f", largest p {max(known):.3f}" if known else ""
+                f", largest p {p_value(max(known))}" if known else ""
             )
     rows = []
     for arm in arms:

@@ -22,8 +22,9 @@ from modistill.metrics.overlap import dice
 from modistill.metrics.surface import bounding_box, surface_distances
 from modistill.metrics.volume import volume_ml
 
-__all__ = ["METRICS", "Metric", "Protocol", "Status"]
+__all__ = ["METRICS", "Metric", "Protocol", "Status", "UncertaintyScale"]
 
+UncertaintyScale: TypeAlias = Literal["theoretical", "case", "cohort"]
 Status: TypeAlias = Literal["measured", "both_empty", "one_empty", "failed"]
 
 
@@ -89,8 +90,9 @@ class Protocol:
             empty reference still count 1 / (n + 1).
         et_minimum_voxels: a predicted enhancing tumour (region ET) below this size counts as none; 0 leaves all. (500 is
             usual where papers do this.)
-        uncertainty: which entropy counts 100 in the uncertainty maps that were scored, as the prediction recorded it; "" where
-            there were none.
+        uncertainty: which entropy counts 100 in the uncertainty map of a region when it is scored. "theoretical": the largest
+            possible; "case": the largest of the map; "cohort": 0 and 100 are the smallest and the largest inside the brain, of
+            this region in all cases that count. "" where there are no maps.
 
     Raises:
         RecipeError: a value outside these.
@@ -105,17 +107,19 @@ class Protocol:
     tolerance_mm: float = 1.0
     dice: Literal["brats", "smooth1"] = "brats"
     et_minimum_voxels: int = 0
-    uncertainty: str = ""
+    uncertainty: UncertaintyScale | Literal[""] = ""
 
     def __post_init__(self) -> None:
         choices = {
             "both_empty": ("perfect", "undefined"),
             "hausdorff95": ("directed_max", "pooled"),
             "dice": ("brats", "smooth1"),
+            "uncertainty": ("", "theoretical", "case", "cohort"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise RecipeError(f"protocol: {name} is {getattr(self, name)!r}", remedy=f"choose {' or '.join(allowed)}")
+                known = " or ".join(filter(None, allowed))
+                raise RecipeError(f"protocol: {name} is {getattr(self, name)!r}", remedy=f"choose {known}")
         if not self.penalty_mm > 0:
             raise RecipeError(f"protocol: penalty_mm is {self.penalty_mm}", remedy="give millimetres above 0, or inf")
         if not (self.tolerance_mm >= 0 and math.isfinite(self.tolerance_mm)):
@@ -136,6 +140,7 @@ class Protocol:
             "": (),
             "theoretical": ("uncertainty: 100 is the largest entropy possible",),
             "case": ("uncertainty: 100 is the largest entropy in the case",),
+            "cohort": ("uncertainty: 0 and 100 are the smallest and largest entropy in the brain over all cases of the run",),
         }
         return (
             f"Dice: {'(2I + 1) / (P + G + 1)' if smooth else '2I / (P + G)'}",
@@ -145,7 +150,7 @@ class Protocol:
             f"empty in one: Dice {'1 / (n + 1) for n voxels' if smooth else '0'}, surface Dice 0, HD95 {self.penalty_mm:g} mm",
             f"no usable prediction (failed): Dice 0, surface Dice 0, HD95 {self.penalty_mm:g} mm in every region",
             f"predicted ET: {threshold}",
-            *scale.get(self.uncertainty, (f"uncertainty: {self.uncertainty}",)),
+            *scale[self.uncertainty],
         )
 
     def to_json(self) -> dict[str, Any]:

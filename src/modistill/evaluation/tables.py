@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,13 @@ __all__ = [
     "comparison_markdown",
     "comparison_notes",
     "comparison_tables",
-    "failure_table",
     "modalities_of",
     "number",
+    "p_value",
     "subset_means",
     "subset_table",
     "summary_table",
+    "uncertainty_table",
 ]
 
 
@@ -70,15 +72,23 @@ def number(value: float | None, metric: str, *, signed: bool = False) -> str:
     return f"{value:+.{decimals}f}" if signed else f"{value:.{decimals}f}"
 
 
+def p_value(p: float) -> str:
+    """A p-value with three decimals, "< 0.001" below them."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def summary_table(scores: Scores) -> TextTable:
     """Mean, spread and counts for each region and metric of one run."""
     summaries = summarise(scores.rows)
     metrics = [metric for metric in dict.fromkeys(metric for _, _, metric in summaries) if metric not in _DETAILS]
     rows, sections = [], []
     for region in scores.regions:
-        for metric in metrics:
-            summary = summaries[scores.runs[0], region, metric]
-            rows.append((region, _title(metric), *_summary(summary, metric), *map(str, _counts(summary))))
+        found = {metric: summaries.get((scores.runs[0], region, metric)) for metric in metrics}
+        rows += [
+            (region, _title(metric), *_summary(summary, metric), *map(str, _counts(summary)))
+            for metric, summary in found.items()
+            if summary is not None  # probabilities may be of some regions only
+        ]
         sections.append(len(rows) - 1)
     header = ("region", "metric", "mean", "SD", "median", "n", "failed", "one empty", "undefined")
     return TextTable(f"{scores.runs[0]}: {len(scores.cases)} cases", header, tuple(rows), tuple(sections))
@@ -117,23 +127,30 @@ def subset_table(scores: Scores, metric: str = "dice") -> TextTable:
     return TextTable(title, (*modalities, *scores.regions), tuple(rows), (len(rows) - 2,))
 
 
-def failure_table(scores: Scores) -> TextTable | None:
-    """Whether uncertain cases are the bad ones: area under the risk-coverage curve, risk 1 - Dice; None without uncertainty."""
-    from modistill.metrics.calibration import aurc
+def uncertainty_table(scores: Scores) -> TextTable | None:
+    """What the uncertainty of a run is worth, for every set of modalities and region; None without uncertainty.
 
-    values = {(row.available, row.region, row.metric, row.case): row.value for row in scores.rows}
+    QU-BraTS, that of a map of zeros and the calibration error (where probabilities were written) are means over all cases,
+    failed ones at their worst. The ranking tells whether uncertain cases are the bad ones: area under the risk-coverage curve,
+    risk 1 - Dice, beside the best order and a random one, of the n cases that have both numbers, which failed ones have not.
+    """
+    subsets = [subset for subset in scores.subsets if subset]
+    # Nobody wrote down what a case without prediction was read from: it counts where all the others do, else by itself.
+    unknown = subsets[0] if len(subsets) == 1 else ""
+    values: dict[tuple[str, str, str], dict[str, float]] = {}
+    for row in scores.rows:
+        values.setdefault((row.available or unknown, row.region, row.metric), {})[row.case] = row.value
+    shown = ["qu_score", "qu_trivial", *(["ece"] if any(metric == "ece" for _, _, metric in values) else [])]
     rows = []
-    for subset in scores.subsets:
-        for region in scores.regions:
-            cases = [case for case in scores.cases if (subset, region, "uncertainty_mean", case) in values]
-            pairs = [(1 - values[subset, region, "dice", c], -values[subset, region, "uncertainty_mean", c]) for c in cases]
-            defined = np.array([pair for pair in pairs if not math.isnan(pair[0])]).reshape(-1, 2)
-            if len(defined):
-                area = aurc(defined[:, 0], defined[:, 1])
-                cells = (f"{value:.3f}" for value in (area.value, area.best, area.random))
-                rows.append((subset, region, *cells, str(len(defined))))
-    header = ("read", "region", "AURC", "best", "random", "n")
-    return TextTable("Failure ranking, lower is better", header, tuple(rows)) if rows else None
+    for subset, region in product(dict.fromkeys(subset for subset, _, _ in values), scores.regions):
+        if uncertainty := values.get((subset, region, "uncertainty_mean")):
+            found = {metric: Summary.of(list(values.get((subset, region, metric), {}).values())) for metric in shown}
+            means = (number(summary.mean, metric) for metric, summary in found.items())
+            rows.append((subset, region, *means, *_ranking(values[subset, region, "dice"], uncertainty)))
+    titles = ("ECE" if metric == "ece" else _title(metric) for metric in shown)
+    header = ("read", "region", *titles, "AURC", "best", "random", "n")
+    title = "Worth of uncertainty: QU-BraTS, higher is better; ECE and AURC, lower is better"
+    return TextTable(title, header, tuple(rows)) if rows else None
 
 
 def comparison_tables(table: ComparisonTable) -> list[TextTable]:
@@ -208,6 +225,18 @@ def comparison_json(table: ComparisonTable) -> dict[str, Any]:
     return {key: _without_infinity(value) for key, value in facts.items()}
 
 
+def _ranking(dice: Mapping[str, float], uncertainty: Mapping[str, float]) -> tuple[str, ...]:
+    """AURC, the best possible, that of a random order, and how many cases were ranked."""
+    from modistill.metrics.calibration import aurc
+
+    pairs = np.array([(1 - dice[case], -value) for case, value in uncertainty.items()])
+    risk, confidence = pairs[~np.isnan(pairs).any(axis=1)].T
+    if not risk.size:
+        return "-", "-", "-", "0"
+    area = aurc(risk, confidence)
+    return f"{area.value:.3f}", f"{area.best:.3f}", f"{area.random:.3f}", str(risk.size)
+
+
 def _title(metric: str) -> str:
     fact = METRICS[metric]
     return f"{fact.title} ({fact.unit})" if fact.unit else fact.title
@@ -241,9 +270,7 @@ def _difference_cells(difference: Difference | None, metric: str) -> tuple[str, 
 
 
 def _p(test: TestResult) -> str:
-    if test.adjusted is None:
-        return "not defined"
-    return "< 0.001" if test.adjusted < 0.001 else f"{test.adjusted:.3f}"
+    return "not defined" if test.adjusted is None else p_value(test.adjusted)
 
 
 def _gaps(lines: Iterable[Comparison]) -> list[str]:

@@ -70,8 +70,8 @@ class Model:
         return f"{'needs one or more of ' if self.any_subset else 'needs '}{'+'.join(self.reads)}"
 
 
-def smallest_size(size: Sequence[int]) -> tuple[int, int, int]:
-    """The size to which a volume must be padded, at least, for a network to read it."""
-    longest = max(range(3), key=lambda axis: size[axis])
-    d, h, w = (_LONGEST_EDGE if axis == longest else _EDGE for axis in range(3))
+def smallest_size(size: Sequence[int], dims: int = 3) -> tuple[int, int, int]:
+    """The size to which a volume must be padded, at least, for a network of `dims` axes (2: axial slices) to read it."""
+    longest = max(range(dims), key=lambda axis: size[axis])
+    d, h, w = (1 if axis >= dims else _LONGEST_EDGE if axis == longest else _EDGE for axis in range(3))
     return d, h, w

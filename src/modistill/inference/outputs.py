@@ -4,7 +4,8 @@
       CASE.nii.gz                        label map on the native grid
       CASE.json                          how it was made; written last, so a case that has one is complete
       probabilities/CASE/REGION.nii.gz   on request: probability of each region, float32; apart, as they are no label maps
-      uncertainty/CASE/REGION.nii.gz     on request: 0 (certain) to 100, and entropy, mutual_information, brain
+      uncertainty/CASE/REGION.nii.gz     on request: 0 (certain) to 100 (the largest entropy possible), float32; and entropy,
+                                         mutual_information, brain
       report.json                        one entry a case
 
 `CASE.json` holds the digests of the files it vouches for and of those they were made from. A case is *done* when they all

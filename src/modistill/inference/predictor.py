@@ -24,7 +24,7 @@ from modistill.errors import CaseError, LabelError, ModelError, ModistillError, 
 from modistill.hardware import pick_device, pick_precision, tune_allocator
 from modistill.inference.model import Model, smallest_size
 from modistill.inference.sampling import Ensemble, MCDropout, Mirrored, Once, Sampler, require_dropout
-from modistill.inference.windows import OnWindow, sample_windows
+from modistill.inference.windows import OnWindow, by_slices, sample_windows
 from modistill.methods.base import AnySubsetMethod
 
 __all__ = ["Prediction", "Predictor"]
@@ -83,7 +83,8 @@ class Predictor:
         passes: of Monte-Carlo dropout, averaged; 0 for the network without dropout.
         ensemble: average over all models that read the same of a case, instead of choosing the first.
         seed: of dropout masks, and of what else a method draws.
-        uncertainty: None, or what counts 100 in the uncertainty maps: "theoretical" (the largest entropy possible) or "case".
+        uncertainty: also make uncertainty maps, in which 100 is the largest entropy possible; other scales are chosen when the
+            maps are scored.
 
     Raises:
         RecipeError: no model, no such device, or two models of one name.
@@ -105,7 +106,7 @@ class Predictor:
         passes: int = 0,
         ensemble: bool = False,
         seed: int = 0,
-        uncertainty: Literal["theoretical", "case"] | None = None,
+        uncertainty: bool = False,
     ) -> None:
         names = [model.name for model in models]
         if not names or len(set(names)) < len(names):
@@ -150,12 +151,17 @@ class Predictor:
         available = self.allowed(available)
         used = chosen.uses(available)
         parts = [f"{chosen.name} reads {', '.join(used)}"]
-        for other in self.models:
+        together = self.members(chosen, used)
+        for other in (model for model in self.models if model not in together):
             if not other.uses(available):
                 parts.append(f"{other.name} would need {', '.join(_lacking(other, available))}, which the case lacks")
-            elif other is not chosen:
+            elif self.ensemble and other.uses(available) == used:
+                parts.append(f"{other.name} reads the same, but prepared otherwise: not averaged")
+            else:
                 equal = len(other.uses(available)) == len(used)
                 parts.append(f"{other.name} fits too, but {'was given later' if equal else 'reads less of it'}")
+        if len(together) > 1:
+            parts.append(f"averaged over {', '.join(member.name for member in together)}")
         return "; ".join(parts)
 
     def convention(self, case: Case | CaseFiles, model: Model) -> LabelConvention:
@@ -177,7 +183,7 @@ class Predictor:
             "passes": self.passes,
             "seed": self.seed,
             "ensemble": [other.digest for other in self.models] if self.ensemble else None,
-            "uncertainty": self.uncertainty,
+            "uncertainty": "theoretical" if self.uncertainty else None,  # what counts 100 in the maps
         }
 
     def members(self, model: Model, used: tuple[str, ...]) -> tuple[Model, ...]:
@@ -219,10 +225,8 @@ class Predictor:
             preprocessing = preprocessing.for_subset(used)
         prepared = preprocessing.apply(case)
         members = self.members(model, used)
-        if len(members) > 1:
-            reason += f"; averaged over {', '.join(member.name for member in members)}"
         maps = self.maps(members, used, prepared.images, on_window)
-        classes = len(maps) - (self.uncertainty is not None)
+        classes = len(maps) - self.uncertainty  # the last map is then the mean entropy
         if classes != len(model.convention.values) + 1:
             expected = len(model.convention.values) + 1
             raise ModelError(f"gives {classes} classes, its convention has {expected} with background", file=model.source)
@@ -236,14 +240,13 @@ class Predictor:
         if prepared.geometry.is_cut:
             notices += ("larger than the size the model reads: what lies outside is called background",)
         size = prepared.geometry.prepared_shape
-        if any(n < least for n, least in zip(size, smallest_size(size), strict=True)):
+        if any(n < least for n, least in zip(size, smallest_size(size, model.method.dims), strict=True)):
             notices += (f"only {'x'.join(map(str, size))} voxels: padded with zeros for the network",)
         found = Prediction(case.id, labels, convention, probabilities, model, used, reason, notices)
-        if self.uncertainty is None:
+        if not self.uncertainty:
             return found
         brain = preprocessing.restore(prepared.mask[None].astype(np.uint8), prepared.geometry)[0]
-        maps_of = _uncertainty(found, restored[classes], self.uncertainty)
-        return replace(found, uncertainty=maps_of, brain=case.grid.with_voxels(brain))
+        return replace(found, uncertainty=_uncertainty(found, restored[classes]), brain=case.grid.with_voxels(brain))
 
     def maps(
         self,
@@ -273,11 +276,11 @@ class Predictor:
                 maps = sample_windows(
                     sampler,
                     torch.from_numpy(images),
-                    entropy=self.uncertainty is not None,
+                    entropy=self.uncertainty,
                     window=model.window,
                     overlap=self._overlap(model),
                     batch=self.batch,
-                    minimum=smallest_size(images.shape[1:]),
+                    minimum=smallest_size(images.shape[1:], model.method.dims),
                     device=self.device,
                     on_window=on_window,
                 )
@@ -296,6 +299,8 @@ class Predictor:
         segment: Callable[[Tensor], Tensor] = method.segment
         if isinstance(method, AnySubsetMethod):
             segment = method.for_patient([name in used for name in model.reads])
+        if method.dims == 2:
+            segment = by_slices(segment)
         if not self.passes:
             return Once(segment)
         return MCDropout(segment, method.get_submodule(method.deployed), passes=self.passes, seed=self.seed)
@@ -324,14 +329,14 @@ def _reduced(case: Case | CaseFiles, modalities: tuple[str, ...]) -> Case:
     return Case(case.id, {name: case.images[name] for name in modalities}, convention=case.convention)
 
 
-def _uncertainty(found: Prediction, expected: NDArray[np.float32], scale: Literal["theoretical", "case"]) -> dict[str, Volume]:
+def _uncertainty(found: Prediction, expected: NDArray[np.float32]) -> dict[str, Volume]:
     """The maps from 0 to 100: of each region, of all classes together, and how much of that is disagreement."""
     from modistill.metrics.uncertainty import entropy, mutual_information, predictive_uncertainty, region_uncertainty
 
     p = found.probabilities
-    maps = {name: region_uncertainty(q.voxels, scale=scale) for name, q in found.region_probabilities().items()}
-    maps["entropy"] = predictive_uncertainty(p, scale=scale)
-    maps["mutual_information"] = mutual_information(entropy(p), expected, len(p), scale=scale)
+    maps = {name: region_uncertainty(q.voxels) for name, q in found.region_probabilities().items()}
+    maps["entropy"] = predictive_uncertainty(p)
+    maps["mutual_information"] = mutual_information(entropy(p), expected, len(p))
     return {name: found.labels.with_voxels(values.astype(np.float32)) for name, values in maps.items()}
 
 

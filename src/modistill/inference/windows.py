@@ -24,7 +24,7 @@ from modistill.data.geometry import Triple, centred
 from modistill.errors import ModelError, RecipeError
 from modistill.inference.sampling import Mirrored, Once, Sampler
 
-__all__ = ["OnWindow", "blend_windows", "count_windows", "predict_windows", "sample_windows"]
+__all__ = ["OnWindow", "blend_windows", "by_slices", "count_windows", "predict_windows", "sample_windows"]
 
 OnWindow: TypeAlias = Callable[[int, int], None]  # windows done, windows in all
 
@@ -179,6 +179,25 @@ def blend_windows(
         blended = sliding_window_inference(padded[None], seen, batch, watched, overlap=overlap, mode="gaussian")[0]
     d, h, w = (slice(before, before + n) for (before, _), n in zip(margins, size, strict=True))
     return blended[:, d, h, w]
+
+
+def by_slices(segment: Callable[[Tensor], Tensor], at_once: int = 8) -> Callable[[Tensor], Tensor]:
+    """A network of axial slices, as one of volumes.
+
+    Args:
+        segment: images (B, M, D, H) -> (B, C, D, H).
+        at_once: slices in one pass.
+
+    Returns:
+        Images (B, M, D, H, W) -> (B, C, D, H, W).
+    """
+
+    def whole(images: Tensor) -> Tensor:
+        slices = images.movedim(-1, 1)
+        found = torch.cat([segment(part) for part in torch.split(slices.flatten(0, 1), at_once)])
+        return found.reshape(*slices.shape[:2], *found.shape[1:]).movedim(1, -1)
+
+    return whole
 
 
 def count_windows(size: Sequence[int], window: Triple | None, overlap: float = 0.5) -> int:

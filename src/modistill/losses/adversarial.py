@@ -2,15 +2,20 @@
 
 Least squares: Mao et al., Least Squares Generative Adversarial Networks (ICCV 2017), with targets 1 (real) and 0 (fake), no
 factor one half, no label smoothing: as in HAD-Net's equations 1 and 2.
+
+Log-likelihood: Goodfellow et al., Generative Adversarial Nets (NIPS 2014, https://arxiv.org/abs/1406.2661), the form in which
+CMEDL's equation 5 is printed. Both are objects with the same two halves, one instead of the other. A critic minimises `real` of
+real samples and `fake` of fake ones; who makes the fakes minimises `real` of them.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from modistill.hardware import wide
 
-__all__ = ["LeastSquares", "accuracy", "least_squares"]
+__all__ = ["LeastSquares", "LogLikelihood", "accuracy", "least_squares", "log_likelihood"]
 
 
 class LeastSquares:
@@ -33,6 +38,28 @@ class LeastSquares:
 
 
 least_squares = LeastSquares()
+
+
+class LogLikelihood:
+    """The two halves of the negative log-likelihood of being real, D = sigmoid(x). Computed in float32 at least.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([0.0])
+        >>> round(log_likelihood.real(x).item(), 4), round(log_likelihood.fake(x).item(), 4)  # ln 2
+        (0.6931, 0.6931)
+    """
+
+    def real(self, x: Tensor) -> Tensor:
+        """Mean -log D: small where the critic takes `x` for real."""
+        return softplus(-wide(x)).mean()
+
+    def fake(self, x: Tensor) -> Tensor:
+        """Mean -log(1 - D): small where the critic takes `x` for fake."""
+        return softplus(wide(x)).mean()
+
+
+log_likelihood = LogLikelihood()
 
 
 def accuracy(on_real: Tensor, on_fake: Tensor, cut: float = 0.5) -> Tensor:

@@ -23,7 +23,15 @@ from modistill.errors import ModelError
 from modistill.hardware import wide
 from modistill.losses.segmentation import soft_dice
 
-__all__ = ["dice_and_cross_entropy", "latent_divergence", "region_logits", "region_masks", "soft_targets"]
+__all__ = [
+    "dice_and_cross_entropy",
+    "hint_loss",
+    "latent_divergence",
+    "output_distillation",
+    "region_logits",
+    "region_masks",
+    "soft_targets",
+]
 
 
 def region_logits(logits: Tensor, regions: Sequence[Sequence[int]]) -> Tensor:
@@ -152,3 +160,63 @@ def latent_divergence(
 
     total = functional.kl_div(log_softmax(student), log_softmax(teacher), reduction="sum", log_target=True)
     return total / (len(student) if reduction == "batch" else student.numel())
+
+
+def hint_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], reduction: Literal["mean", "positions", "sum"] = "mean"
+) -> Tensor:
+    """Squared differences between the maps of a student and those of its teacher, added over layers.
+
+    Romero et al., "FitNets: Hints for Thin Deep Nets" (ICLR 2015, https://arxiv.org/abs/1412.6550); as in CMEDL (Jiang et al.,
+    IEEE TMI 2022, https://arxiv.org/abs/2107.07985), which prints the sum over all elements of a map.
+
+    Args:
+        student: (B, channels, *spatial) of each layer.
+        teacher: the same layers of the teacher. The gradient goes to both.
+        reduction: "sum" adds up the elements of a map and averages over the batch: with the paper's weight of 1, millions at
+            the start; "mean" averages over the elements, so that a map counts as much at every size; "positions" adds up
+            channels and averages over positions.
+
+    Returns:
+        A scalar, computed in float32 at least.
+
+    Raises:
+        ModelError: other layers, or maps of another shape.
+
+    Example:
+        >>> one, other = [torch.zeros(1, 2, 3)], [torch.full((1, 2, 3), 2.0)]
+        >>> [hint_loss(one, other, how).item() for how in ("mean", "positions", "sum")]
+        [4.0, 8.0, 24.0]
+    """
+    shapes = [[tuple(x.shape) for x in maps] for maps in (student, teacher)]
+    if shapes[0] != shapes[1]:
+        raise ModelError(f"hints of {shapes[0]} (student) and {shapes[1]} (teacher)", remedy="give both one architecture")
+    pairs = zip(student, teacher, strict=True)
+    squares = [(wide(s) - wide(t)).square().flatten(2) for s, t in pairs]
+    if reduction == "mean":
+        return torch.stack([x.mean() for x in squares]).sum()
+    sums = [x.sum(1).mean(1) if reduction == "positions" else x.sum((1, 2)) for x in squares]
+    return torch.stack(sums).sum(0).mean()
+
+
+def output_distillation(student: Tensor, teacher: Tensor, temperature: float = 0.5) -> Tensor:
+    """Cross-entropy of the student's softened classes with the teacher's: -mean_v sum_c p_c log q_c, both softmax(z / T).
+
+    Hinton, Vinyals, Dean (2015, https://arxiv.org/abs/1503.02531), without their factor T^2. CMEDL's grid search chose T = 0.5,
+    which sharpens.
+
+    Args:
+        student: logits (B, C, *spatial).
+        teacher: logits of the same shape; the gradient goes to both.
+        temperature: T.
+
+    Returns:
+        A scalar in nats, computed in float32 at least.
+
+    Example:
+        >>> logits = torch.tensor([1.0, 9.0]).log().reshape(1, 2, 1)
+        >>> round(output_distillation(torch.zeros(1, 2, 1), logits).item(), 4)  # ln 2, whatever the teacher says
+        0.6931
+    """
+    log_q = (wide(student) / temperature).log_softmax(1)
+    return -((wide(teacher) / temperature).softmax(1) * log_q).sum(1).mean()

@@ -128,7 +128,7 @@ class _SubsetDivergence(torch.autograd.Function):
         return torch.stack(total).sum()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, None, *(x * gradient.to(x.dtype) for x in ctx.saved_tensors)
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from modistill.hardware import wide
 
-__all__ = ["decayed", "soft_dice", "weighted_cross_entropy"]
+__all__ = ["decayed", "dice_loss", "soft_dice", "weighted_cross_entropy"]
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -68,6 +68,27 @@ def soft_dice(p: Tensor, g: Tensor, *, squared: bool = False, smooth: float = 1e
     p, g = wide(p).flatten(2), wide(g).flatten(2)
     sizes = p.square() + g.square() if squared else p + g
     return (2 * (p * g).sum(2) + smooth) / (sizes.sum(2) + smooth)
+
+
+def dice_loss(logits: Tensor, labels: Tensor, *, smooth: float = 1e-3) -> Tensor:
+    """1 minus the mean soft Dice of all classes, the background included, in every sample, then over the batch.
+
+    Args:
+        logits: (B, C, *spatial).
+        labels: (B, *spatial) int64, values 0 ... C - 1.
+        smooth: see `soft_dice`. A class that a sample lacks costs nearly 1 as long as any of it is found, and 0 without.
+
+    Returns:
+        A scalar, computed in float32 at least.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.zeros(1, 2, 4)  # half of everything: Dice 2 * 1.5 / (2 + 3) and 2 * 0.5 / (2 + 1)
+        >>> round(dice_loss(logits, torch.tensor([[1, 0, 0, 0]]), smooth=0).item(), 4)
+        0.5333
+    """
+    g = functional.one_hot(labels, logits.shape[1]).movedim(-1, 1)
+    return 1 - soft_dice(wide(logits).softmax(1), g, smooth=smooth).mean()
 
 
 def decayed(weights: Tensor, epoch: int, factor: float = 0.98) -> Tensor:

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import ClassVar, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from modistill.data.batch import Batch
+from modistill.errors import ModelError
 
-__all__ = ["AnySubsetMethod", "Method", "OptimizerFactory", "Terms", "Turn", "class_weights_buffer", "frozen", "nested"]
+__all__ = [
+    "AnySubsetMethod",
+    "Method",
+    "OptimizerFactory",
+    "Terms",
+    "TranslationMethod",
+    "Turn",
+    "class_weights_buffer",
+    "frozen",
+    "nested",
+    "signed",
+]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -30,12 +42,17 @@ class Method(nn.Module):
             start from the weights of another run (`start_from` in a recipe).
         deployed: path of the network that `segment` uses; only its weights go into `model.safetensors`.
         silent: paths of networks that stay in eval mode while the others train, so that their dropout does.
+        dims: of its networks: 3 for volumes, 2 for axial slices.
+        domains: of an unpaired training, the modalities of each domain, that of the patients to come first. A batch then holds
+            samples of either, of different cases; `batch.having(domain)` gives them.
     """
 
     players: Mapping[str, OptimizerFactory]
     reads: Mapping[str, tuple[str, ...]]
     deployed: ClassVar[str]
     silent: tuple[str, ...] = ()
+    dims: int = 3
+    domains: tuple[tuple[str, ...], ...] = ()
 
     def train(self, mode: bool = True) -> Self:
         """Training mode for all but the silent networks."""
@@ -53,7 +70,7 @@ class Method(nn.Module):
     def modalities(self) -> tuple[str, ...]:
         """What training reads: all that any network does, the most informed network's order first.
 
-        A training case must have all of it, unless the method serves any subset.
+        A training case must have all of it, unless the method serves any subset or learns from unpaired domains.
         """
         longest = max(self.reads.values(), key=len)
         return tuple(dict.fromkeys([*longest, *(name for names in self.reads.values() for name in names)]))
@@ -69,6 +86,34 @@ class Method(nn.Module):
     @abstractmethod
     def segment(self, images: Tensor) -> Tensor:
         """Logits (B, C, *spatial) from the available modalities (B, A, *spatial), channel order `available`."""
+
+    @classmethod
+    def for_inference(cls, **arguments: Any) -> Method:
+        """A method that segments with the weights of this one's deployed network; of these arguments, as of the constructor.
+
+        Methods with large networks that only train build no more here than what segments.
+        """
+        return cls(**arguments)
+
+
+class TranslationMethod(Method):
+    """A method that makes images of another modality. It segments nothing."""
+
+    target: str
+
+    @abstractmethod
+    def translate(self, images: Tensor) -> Tensor:
+        """Images (B, 1, *spatial) of `target` from those of the deployed network's modality, both in [0, 1]."""
+
+    def segment(self, images: Tensor) -> Tensor:
+        """Refused.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(
+            f"{type(self).__name__} translates into {self.target} and segments nothing", remedy="modistill translate"
+        )
 
 
 class AnySubsetMethod(Method):
@@ -114,6 +159,11 @@ def frozen(network: Network) -> Network:
     """The same network, never to learn again (its dropout still follows train and eval mode)."""
     network.requires_grad_(False)
     return network
+
+
+def signed(images: Tensor) -> Tensor:
+    """Images in [0, 1] as translators and their segmentors read them, in [-1, 1]."""
+    return 2 * images - 1
 
 
 def class_weights_buffer(weights: Sequence[float] | None, classes: int) -> Tensor:

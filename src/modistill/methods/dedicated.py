@@ -80,6 +80,7 @@ class Dedicated(Method):
         weight_decay: float = 3e-5,
     ) -> None:
         super().__init__()
+        self.dims = dims
         if epochs < 1 or not 0 < momentum < 1:
             raise ValueError(f"epochs is {epochs} and momentum {momentum}; 1 or more, and between 0 and 1, are needed")
         self.network = NNUNet(len(modalities), classes, width=width, dims=dims, stages=stages)

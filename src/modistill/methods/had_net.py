@@ -91,6 +91,7 @@ class HADNet(Method):
         betas: tuple[float, float] = (0.5, 0.999),
     ) -> None:
         super().__init__()
+        self.dims = dims
         self.teacher = frozen(UNet(len(modalities), classes, width=width, dims=dims, dropout=dropout))
         self.student = UNet(len(available), classes, width=width, dims=dims, dropout=dropout)
         self.critic = HierarchicalCritic(classes + len(available), width=width, dims=dims)

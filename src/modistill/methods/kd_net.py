@@ -107,6 +107,7 @@ class KDNet(Method):
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
         super().__init__()
+        self.dims = dims
         if not 0 <= imitation_weight <= 1:
             raise ValueError(f"imitation_weight must be between 0 and 1, it is {imitation_weight}")
         if temperature <= 0 or latent_weight < 0:

@@ -75,6 +75,7 @@ class ModalityDropout(AnySubsetMethod):
         weight_decay: float = 1e-5,
     ) -> None:
         super().__init__()
+        self.dims = dims
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout is {dropout}, a probability lies between 0 and 1")
         self.network = UNet(len(modalities), classes, width=width, dims=dims, dropout=feature_dropout)

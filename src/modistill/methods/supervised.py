@@ -67,6 +67,7 @@ class Supervised(Method):
         weight_decay: float = 1e-5,
     ) -> None:
         super().__init__()
+        self.dims = dims
         self.network = UNet(len(modalities), classes, width=width, dims=dims, dropout=dropout)
         self.register_buffer("class_weights", class_weights_buffer(class_weights, classes), persistent=False)
         self.class_weight_decay = class_weight_decay

@@ -80,6 +80,7 @@ class UHeMIS(AnySubsetMethod):
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
         super().__init__()
+        self.dims = dims
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout is {dropout}, a probability lies between 0 and 1")
         self.network = HeMISUNet(len(modalities), classes, width, dims)

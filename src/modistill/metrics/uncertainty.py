@@ -33,12 +33,14 @@ __all__ = [
     "Filtered",
     "QUBraTS",
     "Scale",
+    "as_percent",
     "as_probability",
     "entropy",
     "mutual_information",
     "predictive_uncertainty",
     "qu_brats",
     "region_uncertainty",
+    "rescaled",
     "trivial_score",
 ]
 
@@ -148,11 +150,7 @@ def qu_brats(prediction: NDArray[Any], reference: NDArray[Any], uncertainty: NDA
     predicted, true, inside = prediction.astype(bool), reference.astype(bool), brain > 0
     if not inside.any():
         raise CaseError("the brain is empty", remedy="give a mask or image that is above 0 inside the brain")
-    values = uncertainty.astype(np.float32, copy=False)
-    if not (values.min() >= 0 and values.max() <= 100):  # NaN fails as well
-        raise LabelError(
-            f"uncertainty runs from {values.min():g} to {values.max():g}", remedy="it is 0 (certain) to 100 (uncertain)"
-        )
+    values = as_percent(uncertainty)
     # One look-up instead of 41 comparisons: the lowest threshold at which each voxel stays, then cumulative counts.
     lowest = np.searchsorted(THRESHOLDS.astype(np.float32), values)
 
@@ -292,6 +290,42 @@ def mutual_information(
     return _percent(difference, _largest(classes), scale)
 
 
+def rescaled(uncertainty: NDArray[Any], scale: Scale) -> NDArray[Any]:
+    """A map whose 100 is the largest entropy possible, on another scale.
+
+    Args:
+        uncertainty: 0 to 100, any shape (`region_uncertainty` and its kind, as `modistill predict` writes them).
+        scale: see `region_uncertainty`; two numbers are the values of this map that count 0 and 100, values beyond are cut off.
+
+    Returns:
+        float32, 0 to 100, of the same shape.
+
+    Raises:
+        LabelError: NaN, or values outside 0 to 100.
+        RecipeError: a bad scale.
+
+    Example:
+        >>> rescaled(np.array([0, 10, 20, 40]), "case"), rescaled(np.array([0, 10, 20, 40]), (10, 30))
+        (array([  0.,  25.,  50., 100.], dtype=float32), array([  0.,   0.,  50., 100.], dtype=float32))
+    """
+    values = as_percent(uncertainty)
+    return values if scale == "theoretical" else _percent(values, 100.0, scale)  # as it is, to the last bit
+
+
+def as_percent(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Uncertainty as float32.
+
+    Raises:
+        LabelError: NaN, or values outside 0 to 100.
+    """
+    values = values.astype(np.float32, copy=False)
+    if values.size and not (values.min() >= 0 and values.max() <= 100):  # NaN fails as well
+        raise LabelError(
+            f"uncertainty runs from {values.min():g} to {values.max():g}", remedy="it is 0 (certain) to 100 (uncertain)"
+        )
+    return values
+
+
 def as_probability(values: NDArray[Any]) -> NDArray[Any]:
     """Probabilities as float32 or float64, with rounding errors (up to 0.001) beyond 0 and 1 cut off.
 
@@ -319,13 +353,13 @@ def _largest(classes: int) -> float:
 
 
 def _percent(values: NDArray[Any], largest: float, scale: Scale) -> NDArray[Any]:
-    """Entropies in nats on a scale from 0 to 100."""
+    """Entropies, in the unit of the largest possible, on a scale from 0 to 100."""
     if scale == "theoretical":
         low, high = 0.0, largest
     elif scale == "case":
         low, high = 0.0, float(values.max(initial=0)) or 1.0  # certain everywhere: 0 everywhere
     elif isinstance(scale, str) or not (len(scale) == 2 and 0 <= scale[0] < scale[1] < math.inf):
-        raise RecipeError(f"scale is {scale!r}", remedy="theoretical, case, or the entropies in nats that count 0 and 100")
+        raise RecipeError(f"scale is {scale!r}", remedy="theoretical, case, or the entropies that count 0 and 100")
     else:
         low, high = map(float, scale)
     return np.asarray((100 * (values - low) / (high - low)).clip(0, 100))

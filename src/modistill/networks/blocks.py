@@ -6,19 +6,34 @@ implementation; `convolution` and `norm` compute with them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import gcd
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from modistill.networks.convolution import CONVOLUTION, convolve, convolve_resized, drop_channels
+from modistill.networks.convolution import CONVOLUTION, convolve, convolve_concatenated, convolve_resized, drop_channels
 from modistill.networks.norm import norm_activation
 
-__all__ = ["ChannelDropout", "DecoderBlock", "EncoderBlock"]
+__all__ = [
+    "ChannelDropout",
+    "ConvNormReLU",
+    "DecoderBlock",
+    "EncoderBlock",
+    "NormKind",
+    "build_norm",
+    "frozen_statistics",
+    "resize_linearly",
+    "without_dropout",
+]
 
 NORM: Mapping[int, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 Convolution = nn.Conv2d | nn.Conv3d
 Norm = nn.InstanceNorm2d | nn.InstanceNorm3d
+NormKind: TypeAlias = Literal["batch", "instance", "group"]
 
 
 class ChannelDropout(nn.Module):
@@ -109,3 +124,91 @@ class DecoderBlock(nn.Module):
 def _activate(x: Tensor, convolution: Convolution, norm: Norm, slope: float) -> Tensor:
     """Norm and activation of a convolution's output that still lacks its bias."""
     return norm_activation(x, bias=convolution.bias, weight=norm.weight, shift=norm.bias, slope=slope, eps=norm.eps)
+
+
+class ConvNormReLU(nn.Module):
+    """A 3x3(x3) convolution with a bias, a norm and a ReLU. Several maps are read as if concatenated.
+
+    Args:
+        in_channels: of all maps together.
+        out_channels: of the result.
+        norm: which norm; see `build_norm`.
+        dims: 2 or 3.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, norm: NormKind, dims: int) -> None:
+        super().__init__()
+        self.conv = CONVOLUTION[dims](in_channels, out_channels, 3, padding=1)
+        self.norm = build_norm(norm, out_channels, dims)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        """(B, in_channels, *spatial), on one grid -> (B, out_channels, *spatial)."""
+        x = self.norm(convolve_concatenated(maps, self.conv.weight, self.conv.bias))
+        return functional.relu(x, inplace=True)
+
+
+def build_norm(kind: NormKind, channels: int, dims: int) -> nn.Module:
+    """PyTorch's norm of this kind for maps (B, channels, *spatial), with a learned scale and shift.
+
+    Args:
+        kind: over which values mean and variance are taken: "batch" over the batch and its voxels (in eval mode, running
+            averages of both), "instance" over the voxels of a sample, "group" over those of a group of channels of a sample.
+            There are 8 groups, or the largest power of two below that `channels` can be divided by.
+        channels: number of channels.
+        dims: 2 or 3.
+
+    Raises:
+        ValueError: another kind.
+    """
+    if kind == "batch":
+        return nn.BatchNorm2d(channels) if dims == 2 else nn.BatchNorm3d(channels)
+    if kind == "instance":
+        return NORM[dims](channels, affine=True)
+    if kind == "group":
+        return nn.GroupNorm(gcd(channels, 8), channels)
+    raise ValueError(f"norm is {kind!r}, it must be batch, instance or group")
+
+
+def resize_linearly(x: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
+    """`x` (B, C, *spatial) at another spatial size, by bilinear (trilinear) interpolation.
+
+    With `align_corners` the centres of the outermost voxels stay where they are; without, the outer edges do.
+    """
+    return functional.interpolate(x, tuple(size), mode="trilinear" if x.ndim == 5 else "bilinear", align_corners=align_corners)
+
+
+def frozen_statistics(network: nn.Module) -> Held:
+    """While it is entered, batch norms leave their running statistics, and their count of batches, as they are.
+
+    What they compute is the same: in training mode they normalise by the batch, in eval mode by the statistics they hold. It is
+    for a network that others learn through, on images that its statistics shall not know.
+
+    Example:
+        >>> norm = torch.nn.BatchNorm2d(3)
+        >>> with frozen_statistics(norm):
+        ...     y = norm(torch.randn(2, 3, 8, 8) + 5)
+        >>> norm.running_mean.tolist()
+        [0.0, 0.0, 0.0]
+    """
+    return Held([module for module in network.modules() if isinstance(module, _BatchNorm)], "track_running_stats", False)
+
+
+def without_dropout(network: nn.Module) -> Held:
+    """While it is entered, no `ChannelDropout` drops anything; the rest of the network stays in its mode."""
+    return Held([module for module in network.modules() if isinstance(module, ChannelDropout)], "p", 0.0)
+
+
+class Held:
+    """While it is entered, an attribute of some modules has another value; afterwards each has its own again."""
+
+    def __init__(self, modules: Sequence[nn.Module], attribute: str, value: object) -> None:
+        self.modules, self.attribute, self.value = modules, attribute, value
+
+    def __enter__(self) -> None:
+        self.own = [getattr(module, self.attribute) for module in self.modules]
+        for module in self.modules:
+            setattr(module, self.attribute, self.value)
+
+    def __exit__(self, *exception: object) -> None:
+        for module, own in zip(self.modules, self.own, strict=True):
+            setattr(module, self.attribute, own)

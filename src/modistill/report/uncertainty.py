@@ -55,7 +55,7 @@ def draw_uncertainty(
     if absent := [case for case in wanted if case not in there]:
         raise CaseError(f"lacks reference labels or uncertainty of {region}", case=absent[0], remedy="predict --uncertainty")
     if not wanted:
-        raise CaseError(f"no case with uncertainty of {region}", file=predictions, remedy="predict --uncertainty theoretical")
+        raise CaseError(f"no case with uncertainty of {region}", file=predictions, remedy="predict --uncertainty")
     figure = Figure(figsize=(1.7 * (2 + len(_THRESHOLDS)), 1.95 * len(wanted) + 0.5), dpi=150, layout="constrained")
     grid = figure.subplots(len(wanted), 2 + len(_THRESHOLDS), squeeze=False)
     for row, case in zip(grid, wanted, strict=True):

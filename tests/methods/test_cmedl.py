@@ -1,0 +1,199 @@
+"""Who learns from what: the table of gradients of CMEDL, its variants, and the student alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from modistill.losses.distillation import hint_loss, output_distillation
+from modistill.losses.segmentation import dice_loss
+from modistill.methods.cmedl import CMEDL
+from modistill.methods.cyclegan import CycleGAN
+from modistill.methods.segmentor import Segmentor, segmentation_loss
+from samples import RandomBatches
+
+SMALL = {"width": 2, "translator_width": 2, "blocks": 1, "norm": "instance"}
+
+
+def make(**arguments: Any) -> CMEDL:
+    torch.manual_seed(0)
+    return CMEDL(**{**SMALL, **arguments}).train()
+
+
+def batch_of(method: nn.Module, **arguments: Any) -> Any:
+    batches = RandomBatches(method.modalities, method.available, size=(32, 32), classes=2, domains=method.domains, **arguments)
+    return batches.batch(0, 0)
+
+
+def turns(method: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Player -> terms; nobody learns in between."""
+    return {player: dict(terms) for player, terms in method.losses(batch_of(method))}
+
+
+def reached(term: Tensor, networks: dict[str, nn.Module]) -> set[str]:
+    """The networks whose parameters a term has a gradient for."""
+    found = set()
+    for name, network in networks.items():
+        gradients = torch.autograd.grad(term, list(network.parameters()), retain_graph=True, allow_unused=True)
+        if any(gradient is not None and gradient.any() for gradient in gradients):
+            found.add(name)
+    return found
+
+
+def test_the_table_of_gradients() -> None:
+    """Which network of the player each term reaches: the paper's optimisation, section by section."""
+    method = make(identity_weight=1.0, augment_student=True, output_weight=1.0)
+    parts = {
+        "translation.generators": {
+            "F": method.translation.generators["to_target"],
+            "G": method.translation.generators["to_source"],
+        },
+        "translation.critics": {"M": method.translation.critics["target"], "C": method.translation.critics["source"]},
+        "segmentors": {"S": method.segmentors.student, "T": method.segmentors.teacher},
+    }
+    expected = {
+        "translation.generators": {
+            "adversarial_target": {"F"},
+            "adversarial_source": {"G"},
+            "cycle": {"F", "G"},
+            "contextual": {"F"},
+            "identity": {"F", "G"},
+            "hint": {"F"},
+            "segmentation": {"F"},
+        },
+        "translation.critics": {"target": {"M"}, "source": {"C"}},
+        "segmentors": {
+            "student": {"S"},
+            "teacher_translated": {"T"},
+            "teacher": {"T"},
+            "student_augmented": {"S"},
+            "hint": {"S", "T"},
+            "outputs": {"S", "T"},
+            "rms_student": set(),
+            "rms_teacher": set(),
+        },
+    }
+    found = {
+        player: {name: reached(term, parts[player]) if term.requires_grad else set() for name, term in terms.items()}
+        for player, terms in turns(method).items()
+    }
+    assert found == expected
+    # The segmentors' turn does not reach back into the translators.
+    segmentors = turns(make())["segmentors"]
+    assert not reached(segmentors["hint"], parts["translation.generators"])
+
+
+def test_a_detached_teacher_learns_from_its_labels_alone() -> None:
+    method = make(detach_teacher=True, output_weight=1.0)
+    networks = {"S": method.segmentors.student, "T": method.segmentors.teacher}
+    terms = turns(method)["segmentors"]
+    assert reached(terms["hint"], networks) == reached(terms["outputs"], networks) == {"S"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "gone"),
+    [
+        ({"teacher_labels": False}, {"segmentors/teacher"}),
+        ({"teacher_sees_translations": False}, {"segmentors/teacher_translated", "translation.generators/segmentation"}),
+        ({"contextual_weight": 0}, {"translation.generators/contextual"}),
+        ({"cycle_weight": 0}, {"translation.generators/cycle"}),
+        ({"hint_weight": 0}, {"segmentors/hint", "translation.generators/hint"}),
+    ],
+)
+def test_ablations_leave_out_their_term_and_no_other(arguments: dict[str, Any], gone: set[str]) -> None:
+    def names(method: CMEDL) -> set[str]:
+        return {f"{player}/{name}" for player, terms in turns(method).items() for name in terms}
+
+    assert names(make()) - names(make(**arguments)) == gone
+
+
+def test_without_hints_and_distillation_the_student_is_the_control() -> None:
+    """Same weights, same images: the same loss as `segmentor`, whatever the teacher does."""
+    method = make(hint_weight=0)
+    control = Segmentor(("ct",), width=2, norm="instance")
+    control.network.load_state_dict(method.segmentors.student.state_dict())
+    batch = batch_of(method)
+    (_, terms), *_ = [(p, t) for p, t in method.losses(batch) if p == "segmentors"]
+    ((_, own),) = control.losses(batch)
+    torch.testing.assert_close(terms["student"], own["segmentation"])
+
+
+def test_the_segmentors_see_the_translators_as_they_are_after_their_turn() -> None:
+    method, watched = make(), []
+    method.segmentors.teacher.register_forward_pre_hook(lambda _, inputs: watched.append(inputs[0].detach().clone()))
+    with_hints = method.segmentors.teacher.with_hints
+    method.segmentors.teacher.with_hints = lambda images, at: watched.append(images.detach().clone()) or with_hints(images, at)
+    for player, _ in method.losses(batch_of(method)):
+        if player == "translation.generators":
+            with torch.no_grad():
+                for parameter in method.translation.generators.parameters():
+                    parameter.mul_(1.5)
+    before, after = watched[:2]
+    assert before.shape == after.shape
+    assert not torch.equal(before, after)
+
+
+def test_batch_statistics_are_those_of_the_segmentors_turn_alone() -> None:
+    method = make(norm="batch")
+    norms = [m for m in method.segmentors.modules() if isinstance(m, nn.BatchNorm2d)]
+    for player, _ in method.losses(batch_of(method, batch_size=2)):
+        counts = {int(norm.num_batches_tracked) for norm in norms}
+        assert counts == ({1, 2} if player == "segmentors" else {0})  # the teacher sees translations and its own images
+
+
+def test_hint_sites_reach_the_networks() -> None:
+    low, high = (turns(make(hints_at=at))["segmentors"]["hint"] for at in ("low", "high"))
+    assert low.item() != high.item()
+    with pytest.raises(ValueError, match="no hints at 'top'"):
+        turns(make(hints_at="top"))
+
+
+def test_for_prediction_nothing_but_the_student_is_built() -> None:
+    method = make(network="fc_densenet", width=4, classes=3)
+    arguments = {"student": "ct", "teacher": "mr", "network": "fc_densenet", "width": 4, "classes": 3, "norm": "instance"}
+    alone = CMEDL.for_inference(**arguments, extractor="vgg19", vgg19_weights="/nowhere.pth")
+    assert [name for name, _ in alone.named_children()] == ["network"]
+    alone.network.load_state_dict(method.get_submodule(method.deployed).state_dict())
+    images = torch.rand(1, 1, 40, 64)
+    with torch.inference_mode():
+        assert torch.equal(alone.eval().segment(images), method.eval().segment(images))
+    assert alone.available == method.available == ("ct",)
+
+
+def test_what_a_teacher_cannot_do_without() -> None:
+    with pytest.raises(ValueError, match="learns nothing"):
+        make(teacher_labels=False, teacher_sees_translations=False)
+    with pytest.raises(ValueError, match="needs vgg19_weights"):
+        make(extractor="vgg19")
+
+
+def test_a_translation_keeps_the_range_and_the_size() -> None:
+    torch.manual_seed(0)
+    method = CycleGAN(width=2, blocks=1).eval()
+    with torch.inference_mode():
+        made = method.translate(torch.rand(2, 1, 33, 41))
+    assert made.shape == (2, 1, 33, 41)
+    assert 0 <= made.min() < made.max() <= 1
+
+
+def test_both_readings_of_the_segmentation_loss() -> None:
+    logits = torch.tensor([[[0.0, 2.0]], [[0.0, 0.0]]]).movedim(0, 1)[None]  # (1, 2 classes, 1, 2): (0, 0) and (2, 0)
+    logits, labels = logits.reshape(1, 2, 2), torch.tensor([[1, 0]])
+    dice, entropy = dice_loss(logits, labels), torch.nn.functional.cross_entropy(logits, labels)
+    assert segmentation_loss(logits, labels, "dice") == dice
+    assert segmentation_loss(logits, labels, "cross_entropy") == entropy
+    torch.testing.assert_close(segmentation_loss(logits, labels), 0.75 * dice + 0.25 * entropy)
+
+
+def test_hints_and_outputs_by_hand() -> None:
+    ones = [torch.ones(2, 3, 4), torch.zeros(2, 1, 8)]
+    others = [torch.zeros(2, 3, 4), torch.full((2, 1, 8), 3.0)]
+    assert hint_loss(ones, others).item() == 1 + 9
+    assert hint_loss(ones, others, "positions").item() == 3 + 9
+    assert hint_loss(ones, others, "sum").item() == 12 + 72
+    z = torch.tensor([1.0, 3.0]).log().reshape(1, 2, 1)
+    p = torch.tensor([0.1, 0.9])  # at T = 1/2 odds are squared
+    assert output_distillation(z, z, 0.5).item() == pytest.approx(-(p * p.log()).sum().item())
