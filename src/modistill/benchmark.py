@@ -254,7 +254,10 @@ def costs(benchmark: Benchmark, output: Path) -> dict[str, list[dict[str, float]
 
 
 def sizes(run: Path) -> dict[str, float]:
-    """Parameters and FLOPs of the method of a run, without computing anything."""
+    """Parameters and FLOPs of the method of a run, without computing anything.
+
+    FLOPs are of a case of the recipe's size, or of its patch where it has none; of one slice where the networks read slices.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -262,15 +265,15 @@ def sizes(run: Path) -> dict[str, float]:
     with torch.device("meta"):
         method = build_method(recipe)
         whole = recipe.data.size or recipe.sampling.patch_size or (64, 64, 64)
-        images = torch.empty(1, len(method.available), *(recipe.inference.window or whole))
+        images = torch.empty(1, len(method.available), *(recipe.inference.window or whole)[: method.dims])
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         method.eval().segment(images)
     deployed, inference = method.get_submodule(method.deployed), recipe.inference
-    passes = count_windows(whole, inference.window, inference.overlap) * 2 ** len(inference.mirror)
+    windows = count_windows(whole, inference.window, inference.overlap) if method.dims == 3 else 1
     return {
         "parameters": sum(p.numel() for p in deployed.parameters()),
         "trained_parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
-        "flops": counter.get_total_flops() * passes,
+        "flops": counter.get_total_flops() * windows * 2 ** len(inference.mirror),
     }
 
 

@@ -22,6 +22,15 @@ def test_points_and_grid_give_the_same_values() -> None:
     np.testing.assert_allclose(field.at(*(p.ravel() for p in points)).reshape(points[0].shape), field.on(grid), atol=2e-5)
 
 
+def test_a_field_may_reach_further_and_ends_as_it_is_at_its_edge() -> None:
+    rng = np.random.default_rng(5)
+    field = smooth_field(rng, 30.0, reach_mm=(200.0, 50.0, 50.0))
+    far = np.array([180.0, 190.0], dtype=np.float32)
+    here = np.zeros(2, dtype=np.float32)
+    assert np.ptp(field.at(far, here, here)) > 1e-3
+    np.testing.assert_allclose(field.at(here, far + 100, here), field.at(here, far + 300, here), atol=1e-6)
+
+
 def test_a_finer_grid_shows_the_same_field() -> None:
     field = smooth_field(np.random.default_rng(2), 20.0)
     np.testing.assert_allclose(field.on(axes(6.0))[:10, :10, :10], field.on(axes(3.0))[:20:2, :20:2, :20:2], atol=2e-5)

@@ -22,6 +22,19 @@ def test_a_case_is_a_pure_function_of_its_arguments() -> None:
     np.testing.assert_array_equal(first.labels.voxels, again.labels.voxels)
 
 
+def test_a_brain_is_what_it_always_was() -> None:
+    """Numbers noted when the brain was the only phantom: runs and results that rest on a seed keep their patients."""
+    case = phantom_case(0, seed=4, shape=(24, 28, 24))
+    means = {"t1": 330.2178, "t1ce": 374.4165, "t2": 786.7576, "flair": 239.5685}
+    brightest = {"t1": 1283, "t1ce": 1846, "t2": 6236, "flair": 1728}
+    inside = {"t1": 784, "t1ce": 803, "t2": 4694, "flair": 739}
+    for name, volume in case.images.items():
+        assert volume.voxels.mean(dtype=float) == pytest.approx(means[name], rel=1e-5)
+        assert volume.voxels.max() == pytest.approx(brightest[name], abs=1)
+        assert volume.voxels[12, 14, 12] == pytest.approx(inside[name], abs=1)
+    assert np.bincount(case.labels.voxels.ravel()).tolist() == [15687, 39, 360, 0, 42]
+
+
 def test_the_same_patient_at_another_size() -> None:
     """Volumes of brain and whole tumour in ml do not depend on the voxel size."""
     coarse, fine = (phantom_case(0, seed=1, shape=shape) for shape in ((48, 60, 50), (74, 92, 78)))

@@ -25,6 +25,22 @@ def test_inversion_nulls_the_tissue_whose_t1_it_waits_for() -> None:
     assert at(scan, 1000, 1000) == pytest.approx(1 - 2 * 0.5**3)
 
 
+def test_spoiled_gradient_echo_by_hand() -> None:
+    """TR = T1 ln 2 makes E1 one half: sin 60 (1 - 1/2) / (1 - 1/2 cos 60), and TE = T2 ln 2 halves it."""
+    scan = replace(LONG, tr_ms=1000 * np.log(2), te_ms=50 * np.log(2), flip_deg=60.0)
+    assert at(scan, 1000, 50) == pytest.approx(0.5 * (np.sqrt(3) / 2) * 0.5 / 0.75)
+    right = replace(scan, flip_deg=90.0)
+    assert at(right, 1000, 50) == pytest.approx(at(replace(scan, flip_deg=None), 1000, 50)), "90 degrees is saturation recovery"
+
+
+def test_fat_suppression_weakens_the_share_that_is_fat() -> None:
+    marrow = Tissue(300, 100, 0.8, fat=0.5)
+    values = [np.array([value]) for value in (300.0, 100.0, 0.0)]
+    whole, left = (float(signal(replace(LONG, fat_left=part), marrow, *values)[0]) for part in (1.0, 0.1))
+    assert left == pytest.approx(whole * 0.55)
+    assert float(signal(replace(LONG, fat_left=0.1), replace(marrow, fat=0.0), *values)[0]) == pytest.approx(whole)
+
+
 def test_gadolinium_counts_only_after_contrast_and_brightens_t1() -> None:
     plain = replace(LONG, tr_ms=550.0, te_ms=10.0)
     after = replace(plain, contrast=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,7 @@ class TrainingDisplay:
 
     def _note(self, status: Status) -> str:
         losses = {k.removeprefix("train/"): v for k, v in status.values.items() if "/" in k and "validation" not in k}
-        parts = [f"{name.split('/')[-1]} {value:.3f}" for name, value in losses.items()]
+        parts = [f"{name} {value:.3f}" for name, value in zip(_short(list(losses)), losses.values(), strict=True)]
         if "validation/score" in self.scores:
             parts.append(f"validation dice {self.scores['validation/score']:.3f} (best {status.best or 0:.3f})")
         return "  ".join(parts)
@@ -81,3 +82,15 @@ class TrainingDisplay:
         """Say where the result lies."""
         minutes = (time.monotonic() - self.begin) / 60
         self.console.print(f"[bold]{self.name}[/] trained in {minutes:.1f} min -> {folder}", highlight=False)
+
+
+def _short(names: list[str]) -> list[str]:
+    """Terms without their player, except where two players have a term of one name.
+
+    Example:
+        >>> _short(["translation.generators/hint", "translation.generators/cycle", "segmentors/hint"])
+        ['generators/hint', 'cycle', 'segmentors/hint']
+    """
+    parts = [name.replace(".", "/").split("/") for name in names]
+    counts = Counter(part[-1] for part in parts)
+    return ["/".join(part[-2:] if counts[part[-1]] > 1 else part[-1:]) for part in parts]

@@ -14,6 +14,7 @@ cases stay usable.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
 import os
@@ -113,9 +114,10 @@ def _folders(root: Path, found: Gathering) -> None:
     # the same beginning in many folders (scan_t1, CT_image) says nothing about the case, unless a folder is called so
     idle = {prefix for prefix, folders in owners.items() if len(folders) > 1 and prefix not in names}
     parents = {folder.parent for folder, images in tree.items() if images and folder != root}
+    recorded = _recorded(root)
     for folder, images in tree.items():
         if images:
-            _folder(folder, images, names, idle, found)
+            _folder(folder, images, names, idle, found, recorded or _recorded(folder))
         elif folder.parent in parents and not any(inner.parent == folder for inner in tree):
             found.fault(folder.name, folder, "no image in the case folder", "add the images or remove the folder")
 
@@ -131,7 +133,7 @@ def _walk(root: Path) -> Iterator[Path]:
         yield place
 
 
-def _folder(folder: Path, images: list[Path], names: set[str], idle: set[str], found: Gathering) -> None:
+def _folder(folder: Path, images: list[Path], names: set[str], idle: set[str], found: Gathering, recorded: str | None) -> None:
     """The files of one folder: its case is called as its files are, or as the folder if the files do not say or disagree."""
     own = Path(os.path.abspath(folder)).name
     split = [(path, *split_name(path, found.words)) for path in images]
@@ -149,7 +151,18 @@ def _folder(folder: Path, images: list[Path], names: set[str], idle: set[str], f
             found.fault(own, path, f"named for another case, {prefix}", f"rename it to {own}_{word}, or move it")
         else:
             found.add(case, sequence, path, folder)
-            found.hint(case, _named_like(word))
+            found.hint(case, recorded or _named_like(word))
+
+
+def _recorded(root: Path) -> str | None:
+    """The convention that the record of a phantom cohort names, for its folder and for one of its cases."""
+    for place in (root, root.parent):
+        with contextlib.suppress(FileError):
+            record = read_json(place / "phantom.json")
+            named = record.get("convention") if isinstance(record, dict) else None
+            if isinstance(named, str) and named in conventions:
+                return named
+    return None
 
 
 def _named_like(word: str) -> str | None:

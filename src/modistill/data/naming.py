@@ -77,11 +77,14 @@ class LabelConvention:
         values: class name -> number in the files. The order of the classes is that of the network's outputs 1, 2, 3 ...
             (0 is the background).
         unions: region name -> class names.
+        told_by_values: whether the values in files alone may say that a cohort follows it. Not where many conventions have
+            such values: these are named by the layout or by the user.
     """
 
     name: str
     values: Mapping[str, int]
     unions: Mapping[str, tuple[str, ...]]
+    told_by_values: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
@@ -144,6 +147,7 @@ class LabelConvention:
         return table[classes.astype(np.intp)]
 
 
+_ORGANS: Mapping[str, tuple[str, ...]] = {name: (name,) for name in ("LIVER", "RIGHT_KIDNEY", "LEFT_KIDNEY", "SPLEEN")}
 BRATS_REGIONS: Mapping[str, tuple[str, ...]] = {"WT": ("NCR", "ED", "ET"), "TC": ("NCR", "ET"), "ET": ("ET",)}
 
 conventions: Mapping[str, LabelConvention] = {
@@ -154,6 +158,11 @@ conventions: Mapping[str, LabelConvention] = {
         LabelConvention("brats2024", {"NCR": 1, "ED": 2, "ET": 3, "RC": 4}, BRATS_REGIONS),
         LabelConvention("msd_task01", {"NCR": 2, "ED": 1, "ET": 3}, BRATS_REGIONS),
         LabelConvention("nnunet_brats", {"NCR": 2, "ED": 1, "ET": 3}, BRATS_REGIONS),
+        LabelConvention("chest", {"TUMOUR": 1}, {"TUMOUR": ("TUMOUR",)}, told_by_values=False),
+        LabelConvention(
+            "abdomen", {"LIVER": 1, "RIGHT_KIDNEY": 2, "LEFT_KIDNEY": 3, "SPLEEN": 4}, _ORGANS, told_by_values=False
+        ),
+        LabelConvention("chaos", {"LIVER": 63, "RIGHT_KIDNEY": 126, "LEFT_KIDNEY": 189, "SPLEEN": 252}, _ORGANS),
     )
 }
 
@@ -163,7 +172,8 @@ def guess_convention(values: Iterable[float], hint: str | None = None) -> LabelC
 
     Args:
         values: label values found, over all cases.
-        hint: what the layout says (file names of BraTS 2023, a dataset.json of MSD); taken when it fits.
+        hint: what the layout says (file names of BraTS 2023, a dataset.json of MSD, the record of a phantom); taken when it
+            fits.
 
     Raises:
         LabelError: no convention fits, or several do and nothing decides between them.
@@ -174,8 +184,9 @@ def guess_convention(values: Iterable[float], hint: str | None = None) -> LabelC
     if 4.0 in found and 3.0 not in found and conventions["brats2021"].fits(found):
         return conventions["brats2021"]
     fitting = [convention for convention in conventions.values() if convention.fits(found)]
-    if len(fitting) == 1:
-        return fitting[0]
+    told = [convention for convention in fitting if convention.told_by_values]
+    if len(told) == 1:
+        return told[0]
     text = ", ".join(f"{value:g}" for value in found) or "none"
     if not fitting:
         raise LabelError(f"label values {text} fit no known convention", remedy=f"known: {', '.join(conventions)}")

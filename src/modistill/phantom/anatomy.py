@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from modistill.phantom.noise import Field, Floats, smooth_field
+from modistill.phantom.shapes import ellipsoid, fill, move, sheet, tube, union
 
-__all__ = ["Anatomy", "Tissues", "draw_anatomy", "fill"]
+__all__ = ["Anatomy", "Tissues", "draw_anatomy"]
 
 _FOLD_MM, _DETAIL_MM = 25.0, 16.0  # two gyri
 _VESSEL_MM = 18.0
@@ -85,7 +85,7 @@ class Anatomy:
         """Depth in mm below the brain's outer surface, to within the bend of a few mm: what a mass cannot push away."""
         x, y, z = (c / s for c, s in zip((x, y, z), self.scale, strict=True))
         side = np.abs(x)
-        return _union(np.maximum(_cerebrum(side, y, z), _temporal(side, y, z)), _cerebellum(side, y, z), _stem(side, y, z))
+        return union(np.maximum(_cerebrum(side, y, z), _temporal(side, y, z)), _cerebellum(side, y, z), _stem(side, y, z))
 
     def at(self, x: Floats, y: Floats, z: Floats, voxel_mm: float) -> Tissues:
         """Tissues at points (N,) for voxels of `voxel_mm`."""
@@ -97,10 +97,10 @@ class Anatomy:
         pial = np.minimum(inside, self._sulci(x, y, z, side, inside))
         pial = np.maximum(pial, np.minimum(cerebellum - 0.7, _folia(side, y, z, cerebellum)))
         pial = np.maximum(pial, stem + np.where(stem > 0, 4.0, 0.0))  # white to its surface
-        depths = _union(cerebrum, cerebellum, stem), pial, self._ventricles(side, y, z), _deep_grey(side, y, z)
+        depths = union(cerebrum, cerebellum, stem), pial, self._ventricles(side, y, z), _deep_grey(side, y, z)
         above = (cerebrum >= np.maximum(cerebellum, stem)).astype(np.float32)
         shares = self._shares(*depths, _choroid(side, y, z), above, voxel_mm)
-        _move(shares, "csf", "vessel", self._vessel_share(x, y, z, depths[0], shares["csf"], voxel_mm))
+        move(shares, "csf", "vessel", self._vessel_share(x, y, z, depths[0], shares["csf"], voxel_mm))
         return Tissues(depths[0], shares, np.maximum(inside, cerebellum), pial, above)
 
     def _shares(
@@ -110,8 +110,8 @@ class Anatomy:
         solid = fill(pial, voxel_mm) * (1 - fill(ventricle, voxel_mm))
         white = fill(pial - self.cortex_mm, voxel_mm) * solid
         shares: dict[str, Floats] = {"csf": 1 - solid, "grey": solid - white, "white": white}
-        _move(shares, "white", "deep", fill(deep, voxel_mm) * white * above)
-        _move(shares, "csf", "choroid", 0.6 * fill(choroid, voxel_mm) * fill(ventricle, voxel_mm))
+        move(shares, "white", "deep", fill(deep, voxel_mm) * white * above)
+        move(shares, "csf", "choroid", 0.6 * fill(choroid, voxel_mm) * fill(ventricle, voxel_mm))
         return shares
 
     def _vessel_share(self, x: Floats, y: Floats, z: Floats, brain: Floats, csf: Floats, voxel_mm: float) -> Floats:
@@ -119,7 +119,7 @@ class Anatomy:
         share = np.zeros_like(csf)
         (there,) = np.nonzero((csf > 0.02) & (brain < 25))
         first, second = (field.at(x[there], y[there], z[there]) for field in self.vessels)
-        vessel = fill(0.7 - np.hypot(_sheet(first, _VESSEL_MM), _sheet(second, _VESSEL_MM)), voxel_mm)
+        vessel = fill(0.7 - np.hypot(sheet(first, _VESSEL_MM), sheet(second, _VESSEL_MM)), voxel_mm)
         dura = 0.6 * fill(1.0 - np.abs(brain[there] - 0.5), voxel_mm) * np.clip(first, 0, 1)
         share[there] = np.maximum(vessel, dura)
         return share
@@ -139,14 +139,14 @@ class Anatomy:
         px, py, pz = x * stretch, y * stretch, z * stretch
         relief = self.relief.at(px, py, pz)
         depth_mm = 15.5 + 4.0 * relief
-        main = _sheet(self.folds.at(px, py, pz), _FOLD_MM) - self.atrophy_mm + np.clip(inside - depth_mm, 0, None)
-        fine = _sheet(self.details.at(px, py, pz), _DETAIL_MM) - 0.5 * self.atrophy_mm
+        main = sheet(self.folds.at(px, py, pz), _FOLD_MM) - self.atrophy_mm + np.clip(inside - depth_mm, 0, None)
+        fine = sheet(self.details.at(px, py, pz), _DETAIL_MM) - 0.5 * self.atrophy_mm
         fine = fine + np.clip(inside - 0.35 * depth_mm, 0, None)
         sulci[there] = np.min([main, fine, _sylvian(side, y, z + 3.0 * relief)], axis=0)
         return sulci
 
     def _ventricles(self, side: Floats, y: Floats, z: Floats) -> Floats:
-        lateral = np.max([_tube(side, y, z, course, self.ventricle) for course in _VENTRICLE], axis=0)
+        lateral = np.max([tube(side, y, z, course, self.ventricle) for course in _VENTRICLE], axis=0)
         third = ellipsoid(side, y, z, (0.0, -9.0, 1.0), (2.0 * self.ventricle, 13.0, 10.0))
         fourth = ellipsoid(side, y, z, (0.0, -44.0, -36.0), (6.0, 4.0, 9.0))
         return np.asarray(np.max([lateral, third, fourth], axis=0), dtype=np.float32)
@@ -169,39 +169,6 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     )
 
 
-def fill(depth: Floats, voxel_mm: float) -> Floats:
-    """Fraction of a voxel that lies inside a surface `depth` mm away.
-
-    Example:
-        >>> fill(np.array([-1.0, 0.0, 0.5, 3.0], dtype=np.float32), 2.0).tolist()
-        [0.0, 0.5, 0.75, 1.0]
-    """
-    return np.asarray(np.clip(0.5 + depth / voxel_mm, 0, 1), dtype=np.float32)
-
-
-def ellipsoid(x: Floats, y: Floats, z: Floats, centre: tuple[float, ...], radii: tuple[float, ...]) -> Floats:
-    """Depth in mm inside an ellipsoid, exact to first order at its surface."""
-    parts = [(c - m) / r for c, m, r in zip((x, y, z), centre, radii, strict=True)]
-    level = np.sqrt(sum(part**2 for part in parts) + 1e-6)
-    slope = np.sqrt(sum((part / r) ** 2 for part, r in zip(parts, radii, strict=True)) + 1e-12)
-    return np.asarray((1 - level) * level / slope, dtype=np.float32)
-
-
-def _move(shares: dict[str, Floats], source: str, target: str, amount: Floats) -> None:
-    """Turn up to `amount` of one tissue into another."""
-    taken = np.minimum(amount, shares[source])
-    shares[source] = shares[source] - taken
-    shares[target] = shares[target] + taken if target in shares else taken
-
-
-def _union(*depths: Floats) -> Floats:
-    """Smooth maximum: the skull-stripped hull fills the clefts between its parts, as CSF does."""
-    softness = 3.0
-    top = np.max(depths, axis=0)
-    total = np.sum([np.exp(np.clip((depth - top) / softness, -30, 0)) for depth in depths], axis=0)
-    return np.asarray(top + softness * np.log(total), dtype=np.float32)
-
-
 def _cerebrum(side: Floats, y: Floats, z: Floats) -> Floats:
     """Egg-shaped seen from above (wider behind), domed, with a flat base."""
     wide = side / (1 - 0.08 * np.tanh(y / 55.0))
@@ -221,7 +188,7 @@ def _cerebellum(side: Floats, y: Floats, z: Floats) -> Floats:
 def _stem(side: Floats, y: Floats, z: Floats) -> Floats:
     """Midbrain to medulla, with the pons as a bulge in front."""
     return np.maximum(
-        _tube(side, y, z, ((0.0, -20.0, -6.0, 13.0), (0.0, -32.0, -68.0, 9.0)), 1.0),
+        tube(side, y, z, ((0.0, -20.0, -6.0, 13.0), (0.0, -32.0, -68.0, 9.0)), 1.0),
         ellipsoid(side, y, z, (0.0, -19.0, -36.0), (16.0, 12.0, 13.0)),
     )
 
@@ -234,8 +201,8 @@ def _fissure(side: Floats, y: Floats, z: Floats) -> Floats:
 
 def _sylvian(side: Floats, y: Floats, z: Floats) -> Floats:
     """Distance to the cleft above the temporal lobe: open to the side, rising backwards, ending at the insula."""
-    sheet = np.abs(z + 12.0 + 0.25 * y) - 1.2
-    return np.asarray(sheet + np.clip(34.0 - side, 0, None) + np.clip(-38.0 - y, 0, None), dtype=np.float32)
+    cleft = np.abs(z + 12.0 + 0.25 * y) - 1.2
+    return np.asarray(cleft + np.clip(34.0 - side, 0, None) + np.clip(-38.0 - y, 0, None), dtype=np.float32)
 
 
 def _folia(side: Floats, y: Floats, z: Floats, depth: Floats) -> Floats:
@@ -248,25 +215,8 @@ def _folia(side: Floats, y: Floats, z: Floats, depth: Floats) -> Floats:
 
 def _deep_grey(side: Floats, y: Floats, z: Floats) -> Floats:
     nuclei = [ellipsoid(side, y, z, centre, radii) for centre, radii in _DEEP.values()]
-    return np.asarray(np.max([*nuclei, _tube(side, y, z, _CAUDATE, 1.0)], axis=0), dtype=np.float32)
+    return np.asarray(np.max([*nuclei, tube(side, y, z, _CAUDATE, 1.0)], axis=0), dtype=np.float32)
 
 
 def _choroid(side: Floats, y: Floats, z: Floats) -> Floats:
-    return _tube(side, y, z, ((13.0, -20.0, 16.0, 1.5), (22.0, -38.0, 6.0, 3.0)), 1.0)
-
-
-def _sheet(values: Floats, wavelength_mm: float) -> Floats:
-    """Distance in mm to the zero sheet of a unit field, from its value and its mean slope."""
-    return np.asarray(np.abs(values) * wavelength_mm / (2 * np.pi), dtype=np.float32)
-
-
-def _tube(side: Floats, y: Floats, z: Floats, course: tuple[tuple[float, ...], ...], factor: float) -> Floats:
-    """Depth inside a tube along a polyline of (|x|, y, z, radius), radii times `factor`."""
-    depth = np.full_like(y, -np.inf)
-    for (ax, ay, az, ar), (bx, by, bz, br) in pairwise(course):
-        dx, dy, dz = bx - ax, by - ay, bz - az
-        along = ((side - ax) * dx + (y - ay) * dy + (z - az) * dz) / (dx * dx + dy * dy + dz * dz)
-        along = np.clip(along, 0, 1)
-        far = np.sqrt((side - ax - along * dx) ** 2 + (y - ay - along * dy) ** 2 + (z - az - along * dz) ** 2)
-        depth = np.maximum(depth, factor * (ar + along * (br - ar)) - far)
-    return np.asarray(depth, dtype=np.float32)
+    return tube(side, y, z, ((13.0, -20.0, 16.0, 1.5), (22.0, -38.0, 6.0, 3.0)), 1.0)

@@ -1,4 +1,4 @@
-"""A phantom cohort on disk, in BraTS folders, so that everything downstream is the real path."""
+"""A phantom cohort on disk, in folders named as BraTS names them, so that everything downstream is the real path."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modistill.errors import FileError, RecipeError
-from modistill.phantom.patient import Shape, case_id, check_request, phantom_case, spacing_mm
-from modistill.phantom.sequences import MODALITIES
+from modistill.phantom.patient import BODIES, Shape, case_id, check_request, named_body, phantom_case
 
 __all__ = ["write_cohort"]
 
@@ -18,12 +17,10 @@ _FORMAT = 1  # counts up when the same seed no longer gives the same patient
 _RECORD = "phantom.json"
 _README = """# Synthetic patients
 
-Every image in this folder was computed by `modistill phantom`: no person was ever examined. Anatomy comes from formulas,
-contrast from the signal equations of spin echo and inversion recovery, tumours from random fields. Good for tests,
+Every image in this folder was computed by `modistill phantom`: no person was ever examined. {made_of} Good for tests,
 demonstrations and comparisons of methods under known conditions; says nothing about performance on patients.
 
-`{record}` holds the parameters. One folder a case, named as BraTS 2021 names its files: `_t1`, `_t1ce`, `_t2`, `_flair` (int16,
-zero outside the brain) and `_seg` (1 necrosis and non-enhancing core, 2 oedema, 4 enhancing tumour).
+`{record}` holds the parameters. One folder a case, {files}
 Modalities left out on purpose: {without}.
 """
 
@@ -32,8 +29,9 @@ def write_cohort(
     folder: Path,
     cases: int,
     *,
+    body: str = "brain",
     seed: int = 0,
-    shape: Shape = (96, 96, 80),
+    shape: Shape | None = None,
     first: int = 0,
     without: Collection[str] = (),
     workers: int = 1,
@@ -47,8 +45,9 @@ def write_cohort(
     Args:
         folder: made if absent.
         cases: how many patients.
+        body: `brain`, `chest` or `abdomen`.
         seed: of the cohort.
-        shape: (D, H, W) voxels; the voxel size follows.
+        shape: (D, H, W) voxels, None for what is usual for the body; the voxel size follows.
         first: number of the first patient, so that a test cohort can hold others than the training cohort.
         without: modalities that are not written, as if they had never been acquired.
         workers: processes; 1 works in this one.
@@ -61,52 +60,61 @@ def write_cohort(
         RecipeError: parameters no phantom can be made of, or other ones than the folder was made with.
         FileError: the folder cannot be written.
     """
-    _check(cases, seed, shape, first, without, workers)
-    kept = tuple(name for name in MODALITIES if name not in without)
+    chosen = named_body(body)
+    shape = shape or chosen.shape
+    _check(cases, seed, shape, first, without, workers, body)
+    kept = tuple(name for name in chosen.modalities if name not in without)
     folder = Path(folder)
-    _record(folder, {"format": _FORMAT, "seed": seed, "shape": list(shape), "modalities": list(kept)}, shape, without)
+    _record(folder, {"format": _FORMAT, "seed": seed, "shape": list(shape), "modalities": list(kept)}, body, without)
     numbers = range(first, first + cases)
     missing = [number for number in numbers if not (folder / case_id(number)).is_dir()]
     done = progress or (lambda case: None)
     for number in sorted(set(numbers) - set(missing)):
         done(case_id(number))
-    for number in _each(missing, workers, (folder, seed, shape, kept)):
+    for number in _each(missing, workers, (folder, seed, shape, kept, body)):
         done(case_id(number))
     return [folder / case_id(number) for number in numbers]
 
 
-def _check(cases: int, seed: int, shape: Shape, first: int, without: Collection[str], workers: int) -> None:
-    check_request(first, seed, shape)
+def _check(cases: int, seed: int, shape: Shape, first: int, without: Collection[str], workers: int, body: str) -> None:
+    check_request(first, seed, shape, body)
     if cases < 1 or workers < 1:
         raise RecipeError(f"{cases} cases with {workers} workers", file="phantom", remedy="give at least one of each")
-    unknown = sorted(set(without) - set(MODALITIES))
+    modalities = BODIES[body].modalities
+    unknown = sorted(set(without) - set(modalities))
     if unknown:
-        raise RecipeError(f"no modality {', '.join(unknown)}", file="phantom", remedy=f"there are {', '.join(MODALITIES)}")
-    if set(without) >= set(MODALITIES):
+        raise RecipeError(f"no modality {', '.join(unknown)}", file="phantom", remedy=f"there are {', '.join(modalities)}")
+    if set(without) >= set(modalities):
         raise RecipeError("every modality is left out", file="phantom", remedy="leave at least one")
 
 
-def _record(folder: Path, parameters: dict[str, Any], shape: Shape, without: Collection[str]) -> None:
+def _record(folder: Path, parameters: dict[str, Any], body: str, without: Collection[str]) -> None:
     """Write the parameters beside the patients, or compare them with those that are there."""
     from modistill.files import read_json, write_json, write_text
 
+    chosen = BODIES[body]
+    # What the labels mean cannot be told from names and numbers as it can for the brain, so the folder says it (`data.folder`).
+    named = {} if body == "brain" else {"body": body, "convention": chosen.convention}
     path = folder / _RECORD
     if path.exists():
         there = read_json(path)
         if not isinstance(there, dict):
             raise FileError("not the record of a phantom cohort", file=path, remedy="choose another folder")
-        different = [f"{key} {there.get(key)}" for key, value in parameters.items() if there.get(key) != value]
+        there, wanted = {"body": "brain", **there}, {"body": body, **parameters}
+        different = [f"{key} {there.get(key)}" for key, value in wanted.items() if there.get(key) != value]
         if different:
             found = ", ".join(different)
             raise RecipeError(f"made with {found}", file=path, remedy="choose another folder or the same options")
         return
     if folder.is_dir() and any(folder.iterdir()):
         raise FileError("holds other files", file=folder, remedy="choose a new or empty folder")
-    write_text(folder / "README.md", _README.format(record=_RECORD, without=", ".join(sorted(without)) or "none"))
-    write_json(path, {"synthetic": True, **parameters, "spacing_mm": spacing_mm(shape)})
+    words = {"made_of": chosen.made_of, "files": chosen.files, "without": ", ".join(sorted(without)) or "none"}
+    write_text(folder / "README.md", _README.format(record=_RECORD, **words))
+    x, y, z = chosen.spacing_mm(tuple(parameters["shape"]))
+    write_json(path, {"synthetic": True, **named, **parameters, "spacing_mm": x if x == y == z else [x, y, z]})
 
 
-def _each(numbers: list[int], workers: int, rest: tuple[Path, int, Shape, tuple[str, ...]]) -> Iterator[int]:
+def _each(numbers: list[int], workers: int, rest: tuple[Path, int, Shape, tuple[str, ...], str]) -> Iterator[int]:
     """Write these patients, in this process or in several; yields each number when it is done."""
     if workers == 1 or len(numbers) < 2:
         for number in numbers:
@@ -123,11 +131,11 @@ def _each(numbers: list[int], workers: int, rest: tuple[Path, int, Shape, tuple[
             pool.shutdown(cancel_futures=True)
 
 
-def _write(number: int, folder: Path, seed: int, shape: Shape, kept: tuple[str, ...]) -> int:
+def _write(number: int, folder: Path, seed: int, shape: Shape, kept: tuple[str, ...], body: str) -> int:
     from modistill.data.nifti import write_volume
     from modistill.files import atomic_folder
 
-    case = phantom_case(number, seed=seed, shape=shape)
+    case = phantom_case(number, seed=seed, shape=shape, body=body)
     with atomic_folder(folder / case.id) as place:
         for name in kept:
             write_volume(place / f"{case.id}_{name}.nii.gz", case.images[name], dtype="int16")

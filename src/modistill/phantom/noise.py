@@ -1,6 +1,6 @@
 """Smooth random fields in millimetres: the same field at whatever grid it is looked at.
 
-A field is white noise on a lattice that is fixed in the head (not in the image), band-passed around one wavelength and read
+A field is white noise on a lattice that is fixed in the body (not in the image), band-passed around one wavelength and read
 between its nodes with cubic B-splines. So a phantom of 32^3 voxels and one of 240x240x155 show the same patient.
 """
 
@@ -12,19 +12,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Axes", "Field", "Floats", "smooth_field"]
+__all__ = ["HEAD_REACH_MM", "Axes", "Field", "Floats", "Reach", "smooth_field"]
 
 Floats = NDArray[np.floating[Any]]
 Axes = tuple[Floats, Floats, Floats]
 """Coordinates in mm along the three axes of a grid."""
 
-_REACH_MM = (96.0, 112.0, 96.0)  # half the lattice; the head lies well inside, warps included
+Reach = tuple[float, float, float]
+"""Half the edges of a lattice in mm; beyond it a field goes on as it ends."""
+
+HEAD_REACH_MM: Reach = (96.0, 112.0, 96.0)  # the head lies well inside, warps included
 _NODES_PER_WAVELENGTH = 4.5
 
 
 @dataclass(frozen=True)
 class Field:
-    """A random field over the head, of zero mean and unit variance, varying over about `wavelength_mm`.
+    """A random field over the body, of zero mean and unit variance, varying over about `wavelength_mm`.
 
     Attributes:
         coefficients: (a, b, c) spline coefficients on the lattice.
@@ -35,7 +38,7 @@ class Field:
     step_mm: float
 
     def at(self, x: Floats, y: Floats, z: Floats) -> Floats:
-        """Values at points (N,), coordinates in mm from the centre of the head."""
+        """Values at points (N,), coordinates in mm from the centre of the lattice."""
         from scipy.ndimage import map_coordinates
 
         places = [
@@ -54,18 +57,21 @@ class Field:
         return np.ascontiguousarray(values, dtype=np.float32)
 
 
-def smooth_field(rng: np.random.Generator, wavelength_mm: float, *, low_pass: bool = False) -> Field:
+def smooth_field(
+    rng: np.random.Generator, wavelength_mm: float, *, low_pass: bool = False, reach_mm: Reach = HEAD_REACH_MM
+) -> Field:
     """Draw a field.
 
     Args:
-        rng: consumed by an amount that depends on the wavelength alone.
+        rng: consumed by an amount that depends on wavelength and reach alone.
         wavelength_mm: of the band; must be at least 4 mm.
         low_pass: keep everything longer than the wavelength, too (blotches of all sizes rather than of one size).
+        reach_mm: of the lattice.
     """
     from scipy.ndimage import gaussian_filter
 
     step = wavelength_mm / _NODES_PER_WAVELENGTH
-    shape = tuple(2 * int(np.ceil(reach / step)) + 5 for reach in _REACH_MM)
+    shape = tuple(2 * int(np.ceil(reach / step)) + 5 for reach in reach_mm)
     white = rng.standard_normal(shape, dtype=np.float32)
     fine = gaussian_filter(white, 0.8, mode="wrap")
     band = fine if low_pass else fine - gaussian_filter(fine, 1.3, mode="wrap")

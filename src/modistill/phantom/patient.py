@@ -1,167 +1,139 @@
-"""One phantom patient: anatomy, tumour and scanner put together on one grid."""
+"""One phantom patient of any body: the registry of bodies, and the door to them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TypeAlias
 
 from modistill.data.case import Case
-from modistill.data.volume import Native, Volume
 from modistill.errors import RecipeError
-from modistill.phantom.anatomy import Tissues, draw_anatomy
-from modistill.phantom.noise import Axes, Floats
-from modistill.phantom.sequences import MODALITIES, Mask, acquire, draw_scans, draw_texture, draw_tissues, mix, white_signal
-from modistill.phantom.tumour import Lesion, draw_tumour
+from modistill.phantom import brain, trunk_patient
+from modistill.phantom.brain import HEAD_MM, Patient, phantom_patient, spacing_mm
+from modistill.phantom.frame import Shape, case_id, check_numbers
+from modistill.phantom.sequences import MODALITIES
 
-__all__ = ["HEAD_MM", "Patient", "Shape", "case_id", "check_request", "phantom_case", "phantom_patient", "spacing_mm"]
+__all__ = [
+    "BODIES",
+    "HEAD_MM",
+    "Body",
+    "Patient",
+    "Shape",
+    "case_id",
+    "check_request",
+    "named_body",
+    "phantom_case",
+    "phantom_patient",
+    "spacing_mm",
+]
 
-Shape = tuple[int, int, int]
-
-HEAD_MM = (148.0, 184.0, 155.0)  # what the grid must hold; 240x240x155 voxels then have 1 mm, as BraTS has
-_SMALLEST = 16
+Spacing: TypeAlias = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Patient:
-    """A phantom patient and what it was made from.
+class Body:
+    """A part of the body that phantoms show.
 
     Attributes:
-        case: four modalities and labels, on one grid.
-        shares: tissue -> fraction of each voxel (D, H, W).
-        kind: how the tumour enhances (`modistill.phantom.tumour`).
+        modalities: what a case has.
+        convention: of its labels (`modistill.data.naming.conventions`).
+        shape: (D, H, W) of a grid, if nobody asks for another.
+        made_of: where anatomy and contrast come from, one sentence.
+        files: what the files hold, for the cohort's README.
+        spacing_mm: shape -> voxel size.
+        check_shape: refuses a shape that is too coarse.
+        case: makes a patient.
     """
 
-    case: Case
-    shares: dict[str, Floats]
-    kind: str
+    modalities: tuple[str, ...]
+    convention: str
+    shape: Shape
+    made_of: str
+    files: str
+    spacing_mm: Callable[[Shape], Spacing]
+    check_shape: Callable[[Shape], None]
+    case: Callable[[int, int, Shape], Case]
 
 
-def case_id(index: int) -> str:
-    """Name of a patient: `Phantom_00007`."""
-    return f"Phantom_{index:05d}"
+def _cubic(shape: Shape) -> Spacing:
+    edge = spacing_mm(shape)
+    return edge, edge, edge
 
 
-def spacing_mm(shape: Shape) -> float:
-    """Edge of the cubic voxels with which a grid just holds the head; axes of one voxel (slices) do not count.
+BODIES: Mapping[str, Body] = {
+    "brain": Body(
+        modalities=MODALITIES,
+        convention="brats2021",
+        shape=(96, 96, 80),
+        made_of="Anatomy comes from formulas,\n"
+        "contrast from the signal equations of spin echo and inversion recovery, tumours from random fields.",
+        files="named as BraTS 2021 names its files: `_t1`, `_t1ce`, `_t2`, `_flair` (int16,\n"
+        "zero outside the brain) and `_seg` (1 necrosis and non-enhancing core, 2 oedema, 4 enhancing tumour).",
+        spacing_mm=_cubic,
+        check_shape=brain.check_shape,
+        case=lambda index, seed, shape: phantom_patient(index, seed=seed, shape=shape).case,
+    ),
+    "chest": Body(
+        modalities=("ct", "mr"),
+        convention="chest",
+        shape=(96, 96, 32),
+        made_of="Anatomy comes from formulas,\n"
+        "contrast from Hounsfield units and the signal equation of spin echo, lung tumours from random fields.",
+        files="with `_ct` (int16, Hounsfield units), `_mr` (T2-weighted,\n"
+        "int16, arbitrary units) and `_seg` (1 tumour). Both images of a case lie on one grid, without motion between them.",
+        spacing_mm=lambda shape: trunk_patient.spacing_mm(shape, "chest"),
+        check_shape=lambda shape: trunk_patient.check_shape(shape, "chest"),
+        case=lambda index, seed, shape: trunk_patient.chest_patient(index, seed=seed, shape=shape).case,
+    ),
+    "abdomen": Body(
+        modalities=("t1", "t2"),
+        convention="abdomen",
+        shape=(96, 96, 32),
+        made_of="Anatomy comes from formulas,\ncontrast from the signal equations of gradient and spin echo.",
+        files="with `_t1` (in phase), `_t2` (fat suppressed; both int16,\n"
+        "arbitrary units) and `_seg` (1 liver, 2 right kidney, 3 left kidney, 4 spleen), all on one grid.",
+        spacing_mm=lambda shape: trunk_patient.spacing_mm(shape, "abdomen"),
+        check_shape=lambda shape: trunk_patient.check_shape(shape, "abdomen"),
+        case=lambda index, seed, shape: trunk_patient.abdomen_patient(index, seed=seed, shape=shape).case,
+    ),
+}
+"""Name on the command line -> body."""
 
-    Example:
-        >>> spacing_mm((240, 240, 155)), spacing_mm((74, 92, 155))
-        (1.0, 2.0)
+
+def named_body(name: str) -> Body:
+    """The body of this name.
+
+    Raises:
+        RecipeError: there is none.
     """
-    return max(head / voxels for head, voxels in zip(HEAD_MM, shape, strict=True) if voxels > 1)
+    if name not in BODIES:
+        raise RecipeError(f"no body {name}", file="phantom", remedy=f"there are {', '.join(BODIES)}")
+    return BODIES[name]
 
 
-def check_request(index: int, seed: int, shape: Shape) -> None:
+def check_request(index: int, seed: int, shape: Shape, body: str = "brain") -> None:
     """Refuse what no phantom can be made of.
 
     Raises:
-        RecipeError: a negative index or seed, or a grid that is not three axes of at least 16 voxels (one may be 1: a slice).
+        RecipeError: an unknown body, a negative index or seed, or a grid that is not three axes of at least 16 voxels (one may
+            be 1 in the brain: a slice).
     """
-    if index < 0 or seed < 0:
-        raise RecipeError(f"seed {seed} and case number {index} must not be negative", file="phantom")
-    if len(shape) != 3 or sum(n < _SMALLEST for n in shape) > (1 if 1 in shape else 0):
-        raise RecipeError(
-            f"shape {'x'.join(map(str, shape))} is too small for a head",
-            file="phantom",
-            remedy=f"give three sizes of at least {_SMALLEST}; one of them may be 1, for a slice",
-        )
+    chosen = named_body(body)
+    check_numbers(index, seed)
+    chosen.check_shape(shape)
 
 
-def phantom_case(index: int, *, seed: int, shape: Shape) -> Case:
-    """The case of `phantom_patient`, without what it was made from."""
-    return phantom_patient(index, seed=seed, shape=shape).case
-
-
-def phantom_patient(index: int, *, seed: int, shape: Shape) -> Patient:
-    """Make one patient: a pure function of its arguments. The same index and seed give the same patient at any size.
+def phantom_case(index: int, *, seed: int, shape: Shape, body: str = "brain") -> Case:
+    """Make one case: a pure function of its arguments. The same index and seed give the same patient at any size.
 
     Args:
         index: number of the patient in its cohort.
         seed: of the cohort.
-        shape: (D, H, W) voxels, left->right, posterior->anterior, inferior->superior; an axis of 1 gives the slice through
-            the middle of the tumour. The voxel size follows (`spacing_mm`).
-
-    Returns:
-        Modalities t1, t1ce, t2, flair as whole numbers in float32, zero outside the brain; labels of BraTS 2021 as uint8.
+        shape: (D, H, W) voxels, left->right, posterior->anterior, inferior->superior. The voxel size follows.
+        body: `brain` (`modistill.phantom.brain`), `chest` or `abdomen` (`modistill.phantom.trunk_patient`).
 
     Raises:
         RecipeError: see `check_request`.
     """
-    check_request(index, seed, shape)
-    anatomy = draw_anatomy(_stream(seed, index, 0))
-    tumour = draw_tumour(_stream(seed, index, 1), anatomy)
-    voxel_mm = spacing_mm(shape)
-    axes = _axes(shape, voxel_mm, tumour.foci[0].centre)
-
-    hull = anatomy.hull(*np.broadcast_arrays(*np.meshgrid(*axes, indexing="ij", sparse=True)))
-    near = hull > -4.0
-    x, y, z = (np.broadcast_to(c, shape)[near] for c in np.meshgrid(*axes, indexing="ij", sparse=True))
-    brain = anatomy.at(*tumour.displace(x, y, z, hull[near]), voxel_mm)
-    lesion = tumour.at(x, y, z, brain, voxel_mm)
-    shares = _with_lesion(brain, lesion)
-    images = _scan(_stream(seed, index, 2), shares, lesion.wetness, brain.brain > 0, near, axes)
-
-    def volume(voxels: NDArray[Any]) -> Volume:
-        return Volume(voxels, *_place(case_id(index), shape, voxel_mm))
-
-    labels = _on_grid(np.where(brain.brain > 0, lesion.labels, 0), near).astype(np.uint8)
-    case = Case(case_id(index), {name: volume(image) for name, image in images.items()}, volume(labels), "brats2021")
-    inside = {name: _on_grid(np.where(brain.brain > 0, share, 0), near) for name, share in shares.items()}
-    return Patient(case, inside, tumour.kind)
-
-
-def _stream(seed: int, index: int, part: int) -> np.random.Generator:
-    """Random numbers of one part of one patient; parts do not disturb each other."""
-    return np.random.default_rng([seed, index, part])
-
-
-def _axes(shape: Shape, voxel_mm: float, middle: tuple[float, float, float]) -> Axes:
-    axes = [(np.arange(n) - (n - 1) / 2) * voxel_mm if n > 1 else np.array([m]) for n, m in zip(shape, middle, strict=True)]
-    first, second, third = (axis.astype(np.float32) for axis in axes)
-    return first, second, third
-
-
-def _with_lesion(brain: Tissues, lesion: Lesion) -> dict[str, Floats]:
-    """Shares of all tissues: the core replaces what was there, oedema takes white matter first, then deep grey matter."""
-    core = lesion.shares["necrosis"] + lesion.shares["solid"] + lesion.shares["enhancing"]
-    shares = {name: share * (1 - core) for name, share in brain.shares.items()}
-    left = lesion.shares["oedema"]
-    for name in ("white", "deep"):
-        taken = np.minimum(left, shares[name])
-        shares[name], left = shares[name] - taken, left - taken
-    return {**shares, **lesion.shares}
-
-
-def _scan(
-    rng: np.random.Generator, shares: dict[str, Floats], wetness: Floats, inside: Mask, near: Mask, axes: Axes
-) -> dict[str, Floats]:
-    """All sequences of one examination."""
-    tissues, scans = draw_tissues(rng), draw_scans(rng)
-    texture = draw_texture(rng, axes, near)
-    mask = _on_grid(inside, near).astype(bool)
-    images = {}
-    for name in MODALITIES:
-        truth = np.where(inside, mix(scans[name], tissues, shares, texture, wetness), 0)
-        white = white_signal(scans[name], tissues)
-        images[name] = acquire(rng, scans[name], _on_grid(truth, near), mask, axes, white)
-    return images
-
-
-def _on_grid(values: NDArray[Any], near: Mask) -> Floats:
-    grid = np.zeros(near.shape, dtype=np.float32)
-    grid[near] = values
-    return grid
-
-
-def _place(name: str, shape: Shape, voxel_mm: float) -> tuple[NDArray[np.float64], Native]:
-    """Affine on canonical axes, and the orientation BraTS files have: LPS, with the origin in the first voxel of x and z."""
-    d, h, _ = shape
-    canonical = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])
-    canonical[0, 3] = -(d - 1) * voxel_mm
-    native = np.diag([-voxel_mm, -voxel_mm, voxel_mm, 1.0])
-    native[1, 3] = (h - 1) * voxel_mm
-    return canonical, Native(Path(f"{name}.nii.gz"), shape, native, np.dtype(np.int16))
+    check_request(index, seed, shape, body)
+    return BODIES[body].case(index, seed, shape)

@@ -2,12 +2,16 @@
 
 Spin echo (T1w, T2w):          S = PD (1 - exp(-TR/T1)) exp(-TE/T2)
 Inversion recovery (FLAIR):    S = PD (1 - 2 exp(-TI/T1) + exp(-TR/T1)) exp(-TE/T2), magnitude
+Spoiled gradient echo:         S = PD sin(a) (1 - E1) / (1 - cos(a) E1) exp(-TE/T2*), E1 = exp(-TR/T1), flip angle a
+Fat suppression:               the share of a tissue's signal that comes from fat is weakened by a factor
 Gadolinium:                    1/T1' = 1/T1 + r1 C,  1/T2' = 1/T2 + r2 C
 
-(Haacke et al., Magnetic Resonance Imaging: Physical Principles and Sequence Design, 2nd ed. 2014, chapters 8, 15 and 24.)
-T1, T2 and PD of the tissues were solved from these equations so that the contrast to white matter is that of 23 patients of
-BraTS 2021 (tumour) and of one patient with labelled tissue (grey matter, CSF); the spreads between patients and within a
-tissue are calibrated on the same table. No number was chosen with a method's score in view.
+(Haacke et al., Magnetic Resonance Imaging: Physical Principles and Sequence Design, 2nd ed. 2014, chapters 8, 15, 18 and 24.)
+The gradient echo takes T2 for T2*: its echo time is so short that neither matters much.
+
+T1, T2 and PD of the brain's tissues were solved from these equations so that the contrast to white matter is that of 23
+patients of BraTS 2021 (tumour) and of one patient with labelled tissue (grey matter, CSF); the spreads between patients and
+within a tissue are calibrated on the same table. No number was chosen with a method's score in view.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from modistill.phantom.noise import Axes, Floats, smooth_field
+from modistill.phantom.noise import HEAD_REACH_MM, Axes, Floats, Reach, smooth_field
 
 __all__ = [
     "MODALITIES",
@@ -52,6 +56,7 @@ class Tissue:
         gadolinium_mmol_l: concentration in mmol/l after injection.
         between: standard deviations of log T1, log T2 and log concentration between patients.
         within: the same, within the tissue of one patient.
+        fat: share of the signal that comes from fat.
     """
 
     t1_ms: float
@@ -60,6 +65,7 @@ class Tissue:
     gadolinium_mmol_l: float = 0.0
     between: tuple[float, float, float] = (0.02, 0.02, 0.2)
     within: tuple[float, float, float] = (0.03, 0.05, 0.2)
+    fat: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,11 @@ class Scan:
         tr_ms, te_ms, ti_ms: repetition, echo and inversion times; no inversion: None.
         contrast: after gadolinium.
         gain: numbers in the file per unit of signal.
-        noise: standard deviation of the noise per channel, relative to white matter.
+        noise: standard deviation of the noise per channel, relative to a tissue (white matter in the brain).
         slice_mm: slice thickness, and `slice_axis` its array axis.
         bias: amplitude of the receive field, as a fraction.
+        flip_deg: flip angle of a spoiled gradient echo; None is a spin echo.
+        fat_left: what fat suppression leaves of the fat's signal.
     """
 
     tr_ms: float
@@ -84,6 +92,8 @@ class Scan:
     slice_mm: float
     slice_axis: int
     bias: float
+    flip_deg: float | None = None
+    fat_left: float = 1.0
 
 
 TISSUES: Mapping[str, Tissue] = {
@@ -128,7 +138,11 @@ def signal(scan: Scan, tissue: Tissue, t1: Floats, t2: Floats, concentration: Fl
     recovery = 1 - np.exp(-scan.tr_ms / t1)
     if scan.ti_ms is not None:
         recovery = np.abs(1 - 2 * np.exp(-scan.ti_ms / t1) + np.exp(-scan.tr_ms / t1))
-    return np.asarray(tissue.density * recovery * np.exp(-scan.te_ms / t2), dtype=np.float32)
+    if scan.flip_deg is not None:
+        flip = np.deg2rad(scan.flip_deg)
+        recovery = np.sin(flip) * recovery / (1 - np.cos(flip) * np.exp(-scan.tr_ms / t1))
+    density = tissue.density * (1 - tissue.fat * (1 - scan.fat_left))
+    return np.asarray(density * recovery * np.exp(-scan.te_ms / t2), dtype=np.float32)
 
 
 def white_signal(scan: Scan, tissues: Mapping[str, Tissue]) -> float:
@@ -226,6 +240,7 @@ def acquire(
     brain: Mask,
     axes: Axes,
     white: float,
+    reach_mm: Reach = HEAD_REACH_MM,
 ) -> Floats:
     """What the scanner makes of a noise-free signal: slice profile, receive field, Rician noise, integers.
 
@@ -235,10 +250,11 @@ def acquire(
         truth: (D, H, W) noise-free signal, zero outside the brain.
         brain: (D, H, W) the brain; outside it the result is 0, as after skull stripping.
         axes: coordinates of the grid in mm.
-        white: signal of white matter, which noise is relative to.
+        white: signal that noise is relative to, of white matter in the brain.
+        reach_mm: of the receive field.
     """
     image = _thick_slices(scan, truth, brain, axes)
-    fields = smooth_field(rng, 150.0), smooth_field(rng, 70.0)
+    fields = [smooth_field(rng, wavelength, reach_mm=reach_mm) for wavelength in (150.0, 70.0)]
     image = image * np.exp(scan.bias * (0.8 * fields[0].on(axes) + 0.4 * fields[1].on(axes)))
     sigma = scan.noise * white
     real = image + sigma * rng.standard_normal(image.shape, dtype=np.float32)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from modistill.phantom.anatomy import Anatomy, Tissues, fill
+from modistill.phantom.anatomy import Anatomy, Tissues
 from modistill.phantom.noise import Field, Floats, smooth_field
+from modistill.phantom.shapes import fill
 
 __all__ = ["Focus", "Lesion", "Tumour", "draw_tumour"]
 
