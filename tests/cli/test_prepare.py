@@ -61,7 +61,7 @@ def test_a_bad_case_gives_exit_code_3_and_its_line(tmp_path: Path, capsys):
     [
         ([], "nobody says which modalities a patient will have at test time (--available with some of t1,t1ce,t2,flair"),
         (["--available", "t1", "--modalities", "t1,ct"], "no case has ct"),
-        (["--available", "t1", "--normalisation", "minmax"], "unknown normalisation 'minmax' (known: zscore, hadnet)"),
+        (["--available", "t1", "--normalisation", "minmax"], "unknown normalisation 'minmax' (known: zscore, hadnet"),
         (["--available", "t1", "--labels", "brats1999"], "unknown label convention"),
         (["--available", "t1", "--split", "absent.yaml"], "absent.yaml: cannot be read"),
         (["--available", "t1", "--labels", "brats2023"], "label values outside brats2023: 4"),
