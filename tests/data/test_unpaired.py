@@ -79,6 +79,14 @@ def test_landmarks_are_those_of_the_training_cases_alone(tmp_path: Path) -> None
         prepared(raw, tmp_path / "two", {"train": ["P00", "P01"]})
 
 
+def test_where_no_case_can_be_read_the_first_fault_is_named(tmp_path: Path) -> None:
+    raw = write_patients(tmp_path / "raw", ct=1, mr=1)
+    for path in raw.rglob("*.nii.gz"):
+        path.write_bytes(b"no image")
+    with pytest.raises(CaseError, match=r"none of 2 cases could be prepared: .*P0"):
+        prepared(raw, tmp_path / "prepared")
+
+
 def test_a_dealt_split_spreads_both_domains(tmp_path: Path) -> None:
     raw = write_patients(tmp_path / "raw", ct=6, mr=6)
     cohort = prepared(raw, tmp_path / "prepared", {"train": 0.5, "test": 0.5}).cohort

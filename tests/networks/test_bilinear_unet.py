@@ -7,10 +7,7 @@ import torch
 from torch.nn import functional
 
 from modistill.networks.bilinear_unet import BilinearUNet
-
-
-def count(module):
-    return sum(parameter.numel() for parameter in module.parameters())
+from plain_forms import check_against, count
 
 
 def shaken(net):
@@ -94,18 +91,7 @@ def test_maps_have_the_published_sizes():
 def test_equals_the_plain_form(size, batch, align_corners):
     net = shaken(BilinearUNet(2, 3, width=4, dims=len(size), align_corners=align_corners))
     images = torch.randn(batch, 2, *size, dtype=torch.double)
-    expected, maps = plain(net, images)
-    for at in net.sites:
-        logits, hints = net.with_hints(images, at)
-        torch.testing.assert_close(logits, expected)
-        for hint, other in zip(hints, maps[at], strict=True):
-            torch.testing.assert_close(hint, other)
-    directions = [torch.randn_like(x) for x in (expected, *maps["high"])]
-    logits, hints = net.with_hints(images)
-    mine = torch.autograd.grad([logits, *hints], list(net.parameters()), directions)
-    other = torch.autograd.grad([expected, *maps["high"]], list(net.parameters()), directions)
-    for one, two in zip(mine, other, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-8)
+    check_against(plain, net, images)
 
 
 def test_a_high_hint_teaches_all_but_the_last_convolution():

@@ -7,22 +7,7 @@ import torch
 from torch.nn import functional
 
 from modistill.networks.fc_densenet import FCDenseNet
-
-
-def count(module):
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def shaken(net):
-    """With norms, their running statistics and biases that are not the identity, so that no term can hide."""
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.3)
-        for name, buffer in net.named_buffers():
-            if "running" in name:
-                buffer.add_(torch.rand_like(buffer))
-    return net
+from plain_forms import check_against, count, shaken
 
 
 def plain(net, images):
@@ -117,18 +102,7 @@ def test_maps_have_the_published_sizes():
 def test_equals_the_plain_form(size, batch):
     net = shaken(FCDenseNet(2, 3, width=8, dropout=0.0)).double()
     images = torch.randn(batch, 2, *size, dtype=torch.double)
-    expected, maps = plain(net, images)
-    for at in net.sites:
-        logits, hints = net.with_hints(images, at)
-        torch.testing.assert_close(logits, expected)
-        for hint, other in zip(hints, maps[at], strict=True):
-            torch.testing.assert_close(hint, other)
-    directions = [torch.randn_like(x) for x in (expected, *maps["high"])]
-    logits, hints = net.with_hints(images)
-    mine = torch.autograd.grad([logits, *hints], list(net.parameters()), directions)
-    other = torch.autograd.grad([expected, *maps["high"]], list(net.parameters()), directions)
-    for one, two in zip(mine, other, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-8)
+    check_against(plain, net, images)
 
 
 @pytest.mark.parametrize("size", [(32, 32, 64), (33, 32, 65)], ids=["even", "odd"])

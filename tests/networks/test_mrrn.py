@@ -7,24 +7,9 @@ import torch
 from torch.nn import functional
 
 from modistill.networks.mrrn import MRRN
+from plain_forms import check_against, count, shaken
 
 VARIANTS = ["published", "fixed"]
-
-
-def count(module):
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def shaken(net):
-    """With norms, their running statistics and biases that are not the identity, so that no term can hide."""
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.3)
-        for name, buffer in net.named_buffers():
-            if "running" in name:
-                buffer.add_(torch.rand_like(buffer))
-    return net
 
 
 def plain(net, images):
@@ -206,21 +191,7 @@ def test_what_the_first_published_hint_teaches():
 def test_equals_the_plain_form(size, batch, align_corners, variant):
     net = shaken(MRRN(2, 3, width=4, variant=variant, align_corners=align_corners)).double()
     images = torch.randn(batch, 2, *size, dtype=torch.double)
-    expected, maps = plain(net, images)
-    for at in net.sites:
-        logits, hints = net.with_hints(images, at)
-        torch.testing.assert_close(logits, expected)
-        for hint, other in zip(hints, maps[at], strict=True):
-            torch.testing.assert_close(hint, other)
-    directions = [torch.randn_like(x) for x in (expected, *maps["high"])]
-    logits, hints = net.with_hints(images)
-    learning = [p for p in net.parameters() if p.requires_grad]
-    mine = torch.autograd.grad([logits, *hints], learning, directions, allow_unused=True)
-    other = torch.autograd.grad([expected, *maps["high"]], learning, directions, allow_unused=True)
-    for one, two in zip(mine, other, strict=True):
-        assert (one is None) == (two is None)
-        if one is not None:
-            torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-8)
+    check_against(plain, net, images, idle=True)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -252,11 +252,14 @@ def _fitted(
     """The split, and the preprocessing with the standard landmarks of its training cases.
 
     Raises:
-        CaseError: no training case has a modality that is to be standardised.
+        CaseError: not a single case can be read, or no training case has a modality that is to be standardised.
     """
     work = partial(_read_landmarks, preprocessing=preprocessing)
-    # A case that cannot be read is named when it is prepared.
-    found = {c.id: r for c, r in run_each(work, cohort.cases, processes) if isinstance(r, _Reading)}
+    readings = {case.id: reading for case, reading in run_each(work, cohort.cases, processes)}
+    found = {case: reading for case, reading in readings.items() if isinstance(reading, _Reading)}
+    if not found:  # one case that cannot be read is named when it is prepared
+        first = next((f": {fault}" for fault in readings.values()), "")
+        raise CaseError(f"none of {len(readings)} cases could be prepared{first}", file=cohort.root)
     split = _split({case: reading.volumes for case, reading in found.items()}, cohort, shares, seed)
     standard = {}
     for name in preprocessing.by_landmarks:

@@ -10,7 +10,8 @@
 5. Pad with zeros, centred, to `size`, if one is asked for (an odd remainder goes to the end). A larger case is cut, centred.
 
 A privileged modality plays no part in steps 1, 2, 4, 5 nor in the channels of the others: a patient who lacks it is prepared
-to the same bits. `Geometry` records every step, and `Preprocessing.restore` undoes them onto the grid of the case.
+to the same bits. (A training case of an unpaired cohort may have nothing else; then everything rests on it, see `for_subset`.)
+`Geometry` records every step, and `Preprocessing.restore` undoes them onto the grid of the case.
 
 HAD-Net's preparation (Vadacchino et al., MIDL 2021) differs here from the authors' tool in two points: the mask uses the
 available modalities only (theirs opens the privileged file too, so it cannot run on the patients it is for), and voxels outside
