@@ -1,10 +1,14 @@
 """How long a training waits for one patch: from the prepared store, against gunzip and crop.
 
     python benchmarks/loading.py RAW_FOLDER [--repeats 40]
+    python benchmarks/loading.py --slices [--shape 512 512 120]
 
 Prints milliseconds (median and fastest) on one thread for four modalities, warm disk cache, into a batch that is there
 already, as the loader does; the same from a store of float32; then how long a training step waits for its batch (with
 augmentation), with 0, 1 and 2 threads.
+
+With --slices: milliseconds of one core for an axial slice as the loader gives it, and for a patch, from a chest phantom's CT of
+that many voxels stored for patches and stored for slices; and the ratio.
 """
 
 from __future__ import annotations
@@ -20,15 +24,19 @@ from pathlib import Path
 import blosc2
 import numpy as np
 import torch
+from scipy import ndimage
 
 from modistill.data.augmentation import augmentations
 from modistill.data.folder import find_cases
-from modistill.data.geometry import triple
+from modistill.data.geometry import Triple, triple
 from modistill.data.loading import Loader
+from modistill.data.nifti import write_volume
 from modistill.data.patches import choose_start
 from modistill.data.preparing import prepare
 from modistill.data.preprocessing import Preprocessing
 from modistill.data.store import IMAGES, PreparedCohort, case_folder
+from modistill.data.volume import Volume
+from modistill.phantom.patient import phantom_case
 
 SIZES = (64, 96, 128)
 
@@ -66,10 +74,17 @@ def in_single_precision(images: np.ndarray, like: Path, path: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("raw", type=Path)
+    parser.add_argument("raw", type=Path, nargs="?")
     parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--slices", action="store_true")
+    parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 120))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.slices:
+        slices(triple(arguments.shape), arguments.repeats)
+        return
+    if arguments.raw is None:
+        parser.error("RAW_FOLDER or --slices")
     found = find_cases(arguments.raw)
     case = found.cases[0]
     modalities = found.modalities[:4]
@@ -122,6 +137,57 @@ def loaders(prepared: PreparedCohort) -> None:
             begin = time.perf_counter()
         wait_ms, step_ms = (seconds / 30 * 1e3 for seconds in (waited, worked))
         print(f"loader, {workers} threads: waits {wait_ms:.1f} ms for 2 x 96^3, before a step of {step_ms:.0f} ms")
+
+
+def slices(shape: Triple, repeats: int) -> None:
+    """Both ways of storing one case, the same samples from each."""
+    ct = chest(shape)
+    labels = ct.with_voxels((ct.voxels > 30).astype(np.uint8))
+    asked = [(96, 96), (256, 256), shape[:2], *((edge,) * 3 for edge in SIZES)]
+    sizes = [size for size in dict.fromkeys(asked) if np.all(np.less_equal(size, shape[: len(size)]))]
+    with tempfile.TemporaryDirectory() as place:
+        raw = Path(place, "raw", "chest")
+        write_volume(raw / "chest_ct.nii.gz", ct, dtype=np.int16)
+        write_volume(raw / "chest_seg.nii.gz", labels, dtype=np.uint8)
+        how = Preprocessing(("ct",), ("ct",), normalisation=(-1000, 500), convention="chest")
+        spent = {}
+        for layout in (False, True):
+            cohort = prepare(find_cases(raw.parent), Path(place, str(layout)), how, {"train": 1.0}, slices=layout, workers=1)
+            spent[layout] = [core_ms(cohort.cohort, size, repeats) for size in sizes]
+    print(f"{'x'.join(map(str, shape))} voxels    stored for patches    for slices    ratio")
+    for size, patches_ms, slices_ms in zip(sizes, *spent.values(), strict=True):
+        name = "x".join(map(str, size))
+        print(f"{name:>16} {patches_ms:17.2f} ms {slices_ms:10.2f} ms {slices_ms / patches_ms:8.2f}")
+
+
+def chest(shape: Triple) -> Volume:
+    """A phantom's CT, enlarged, with the noise of a CT, which packs badly."""
+    small = phantom_case(0, seed=0, shape=(128, 96, 40), body="chest").images["ct"]
+    zooms = [n / m for n, m in zip(shape, small.shape, strict=True)]
+    voxels = ndimage.zoom(small.voxels, zooms, order=1) + np.random.default_rng(0).normal(0, 20, shape)
+    spacing = [size / factor for size, factor in zip(small.spacing_mm, zooms, strict=True)]
+    return Volume(voxels.round().astype(np.float32), np.diag([*spacing, 1.0]))
+
+
+def core_ms(cohort: PreparedCohort, size: tuple[int, ...], repeats: int) -> float:
+    """Median time of one core for a sample; unlike time on the clock, it does not count what others do on the machine."""
+    names = cohort.plan.preprocessing
+    loader = Loader(
+        cohort,
+        cohort.ids("train"),
+        modalities=names.modalities,
+        available=names.available,
+        patch_size=size,
+        steps_per_epoch=repeats,
+        workers=0,
+        dims=len(size),
+    )
+    batches, times = loader.batches(0), []
+    for _ in range(repeats):
+        begin = time.process_time()
+        next(batches)
+        times.append((time.process_time() - begin) * 1e3)
+    return float(np.median(times))
 
 
 if __name__ == "__main__":

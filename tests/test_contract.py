@@ -10,6 +10,7 @@ import sys
 import textwrap
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ SEGMENTING = pytest.mark.parametrize(
 ANY_SUBSET = pytest.mark.parametrize(
     "name", [name for name in method_names() if issubclass(load_method(name), AnySubsetMethod)]
 )
-SMALL = {"width": 2, "classes": 4, "translator_width": 2, "blocks": 1}
+TRANSLATION = {"width": 2, "blocks": 1}
+SMALL = {"width": 2, "classes": 4, "blocks": 1, "translation": TRANSLATION, "critic_scales": 1, "content_layers": 0}
 
 
 def make(name: str, seed: int = 0, **arguments: Any) -> Method:
@@ -41,14 +43,23 @@ def make(name: str, seed: int = 0, **arguments: Any) -> Method:
     return method(**{key: value for key, value in {**SMALL, **arguments}.items() if key in known})
 
 
-def noise(method: Method, **arguments: Any) -> RandomBatches:
-    return RandomBatches(
-        method.modalities, method.available, domains=method.domains, **{"size": (32,) * method.dims, **arguments}
-    )
+def noise(method: Method, kind: type[RandomBatches] = RandomBatches, **arguments: Any) -> RandomBatches:
+    return kind(method.modalities, method.available, domains=method.domains, **{"size": (32,) * method.dims, **arguments})
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+    """By the first of their names, should a network stand in two places of a method."""
+    named: dict[int, tuple[str, torch.Tensor]] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        named.setdefault(id(value), (name, value.detach().clone()))
+    return dict(named.values())
+
+
+def page(method: Method) -> list[str]:
+    """Lines of a method's page, and of those of the methods it is made of, with its name for them in front."""
+    lines = inspect.getmodule(type(method)).__doc__.splitlines()
+    parts = [(name, part) for name, part in method.named_children() if isinstance(part, Method)]
+    return lines + [f"{name}.{line.strip()}" for name, part in parts for line in page(part)]
 
 
 def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -71,7 +82,7 @@ def settings(**arguments: Any) -> TrainingSettings:
 def test_every_player_learns_from_named_finite_terms_and_changes_nobody_else(name: str, dims: int) -> None:
     method = make(name, dims=dims).train()
     optimizers = {player: how(list(method.get_submodule(player).parameters())) for player, how in method.players.items()}
-    lines = inspect.getmodule(type(method)).__doc__.splitlines()
+    lines = page(method)
     played = set()
     batches = noise(method, size=(32,) * dims, count=6)
     for position in range(6):
@@ -182,40 +193,46 @@ def test_interrupted_and_resumed_equals_uninterrupted(name: str, tmp_path: Path)
 
 
 @METHODS
-def test_fit_a_plain_loop_and_lightning_give_the_same_weights(name: str, tmp_path: Path) -> None:
+def test_fit_a_plain_loop_and_lightning_give_the_same_weights(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "randn_like", torch.ones_like)  # a loop of one's own need not seed every step as `fit` does
+    alone = partial(make, name, dropout=0.0, mode_seeking_weight=0.0)  # the latter divides by how far draws lie apart
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning warns of what it would do by itself
         import pytorch_lightning as lightning
 
-        adapter = example("lightning_adapter").LightningAdapter(make(name, dropout=0.0))
+        adapter = example("lightning_adapter").LightningAdapter(alone())
         data = [noise(adapter.method).batch(0, position) for position in range(2)]
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
         trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", devices=1, default_root_dir=tmp_path, **quiet)
         trainer.fit(adapter, torch.utils.data.DataLoader(data, batch_size=None))
-    fitted = make(name, dropout=0.0)
+    fitted = alone()
     fit(fitted, noise(fitted), tmp_path, settings(epochs=1))
-    plain = make(name, dropout=0.0)
+    plain = alone()
     example("plain_loop").train(plain, data)
     assert equal(weights(plain), weights(fitted))
     assert equal(weights(plain), weights(adapter.method))
 
 
 # What a rank does with its own share of a batch alone: dropout, batch norm, the history of a critic, the mean of its features.
-EQUAL = {"dropout": 0.0, "norm": "instance", "history": 0, "contextual_weight": 0.0}
+ALONE = {"history": 0, "contextual_weight": 0.0}
+EQUAL = {"dropout": 0.0, "norm": "instance", **ALONE, "translation": {**TRANSLATION, **ALONE}}
+HALVES = {"drit"}  # the halves of a batch have different parts to play, and are other images on other numbers of ranks
 RANKS = """
     import sys, warnings
     from pathlib import Path
     warnings.simplefilter("ignore")
     import torch
     from safetensors.torch import save_file
-    from test_contract import EQUAL, make, noise, settings
+    from test_contract import EQUAL, Doubles, make, noise, settings, weights
     from modistill.training import fit
 
     name, folder = sys.argv[1], Path(sys.argv[2])
-    method = make(name, **EQUAL)
-    fit(method, noise(method, batch_size=2), folder / "run", settings(epochs=1), validate=lambda _: {"score": 0.5})
+    method = make(name, **EQUAL).double()
+    fit(method, noise(method, Doubles, batch_size=2), folder / "run", settings(epochs=1), validate=lambda _: {"score": 0.5})
     if torch.distributed.get_rank() == 0:
-        save_file(method.state_dict(), folder / "ranks.safetensors")
+        save_file(weights(method), folder / "ranks.safetensors")
 """
 
 
@@ -231,13 +248,21 @@ def test_two_ranks_equal_one(name: str, tmp_path: Path) -> None:
         [*launcher, str(script), name, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    method = make(name, **EQUAL)
-    fit(method, noise(method, batch_size=2), tmp_path / "one", settings(epochs=1), validate=lambda _: {"score": 0.5})
+    if name in HALVES:
+        return
+    method = make(name, **EQUAL).double()
+    fit(method, noise(method, Doubles, batch_size=2), tmp_path / "one", settings(epochs=1), validate=lambda _: {"score": 0.5})
     ranks = load_file(tmp_path / "ranks.safetensors")
-    differences = torch.cat([(ranks[key] - value).abs().flatten() for key, value in weights(method).items()])
-    assert differences.mean() < 2e-6  # two steps of 2e-4 each were made
-    # Where a gradient is nearly zero, Adam turns its rounding into a whole step; that may happen to a few weights only.
-    assert (differences > 1e-5).float().mean() < 1e-2
+    differences = [(ranks[key] - value).abs().max() for key, value in weights(method).items() if value.numel()]
+    assert max(differences) < 1e-7  # two steps of 1e-4 and more were made
+
+
+class Doubles(RandomBatches):
+    """In double precision: where a gradient is nearly zero, Adam turns the rounding of single precision into a whole step."""
+
+    def _sample(self, epoch: int, position: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = super()._sample(epoch, position, index)
+        return images.double(), labels
 
 
 class OneCase(RandomBatches):
@@ -251,8 +276,9 @@ class OneCase(RandomBatches):
 @pytest.mark.slow
 def test_it_overfits_one_case(name: str, tmp_path: Path) -> None:
     # The teachers here know nothing: who learns mostly from one could not get there.
-    method = make(name, width=8, dropout=0.0, lr=2e-3, imitation_weight=0.0, hint_weight=0.0)
-    count = 80 if method.dims == 3 else 200  # a slice has fewer voxels to learn from
+    translation = {"width": 8, "blocks": 1}  # who reads translations needs some that show anything
+    method = make(name, width=8, dropout=0.0, lr=2e-3, imitation_weight=0.0, hint_weight=0.0, translation=translation)
+    count = 80 if method.dims == 3 else 300  # a slice has fewer voxels to learn from
     batches = OneCase(method.modalities, method.available, count=count, size=(32,) * method.dims, domains=method.domains)
     fit(method, batches, tmp_path, settings(epochs=2))
     batch = batches.batch(0, 0)

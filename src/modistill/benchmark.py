@@ -3,12 +3,13 @@
 A benchmark is a folder and a list of *tasks*: prepare once; train every arm of every seed once the runs it starts from are
 there; predict the test patients; score them. A task is one `modistill` command in a process of its own, and done when its last
 file is there; a training that was stopped goes on bit for bit. So a benchmark may be interrupted anywhere, and tasks may run in
-any order that their needs allow, here or on the workers of a Dask scheduler that see the same folder.
+any order that their needs allow, here or on the workers of a Dask scheduler that see the same folder (`modistill.tasks`).
 
     OUT/prepared
     OUT/runs/SEED/ARM           recipes name each other as `../ARM`
     OUT/predictions/SEED/ARM
     OUT/scores/ARM_SEED.csv
+    OUT/translations/SEED/ARM   of methods that translate, scored against the real images of the test patients
     OUT/predictions/SEED/ARM+mc, OUT/scores/ARM+mc_SEED.csv    with Monte-Carlo dropout, for the table of uncertainty
     OUT/costs/ARM_SEED.json     wall time and peak memory of the training
 """
@@ -16,32 +17,27 @@ any order that their needs allow, here or on the workers of a Dask scheduler tha
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modistill.data.normalisation import spell
-from modistill.errors import ModistillError, RecipeError
-from modistill.evaluation.protocol import UncertaintyScale
-from modistill.files import parse_yaml, read_json, write_json
+from modistill.errors import RecipeError
+from modistill.evaluation.protocol import METRICS, UncertaintyScale
+from modistill.files import parse_yaml, read_json
 from modistill.inference.windows import count_windows
-from modistill.recipe import check, load_recipe
+from modistill.methods import load_method
+from modistill.methods.base import TranslationMethod
+from modistill.recipe import Recipe, check, load_recipe
 from modistill.runs import build_method
+from modistill.tasks import Task
 
-__all__ = ["MC", "Arm", "Benchmark", "Task", "costs", "load_benchmark", "run_tasks", "sizes", "tasks"]
+__all__ = ["MC", "Arm", "Benchmark", "costs", "load_benchmark", "sizes", "tasks"]
 
 _SHIPPED = Path(__file__).parent / "recipes"
 MC = "+mc"  # after the name of an arm, in the folders of its Monte-Carlo predictions
-_LOOK_SECONDS = 10  # between two looks at the workers of a scheduler
-_SOME_FAILED = 3  # exit code of a command that did what could be done; the table counts the rest as failed
 
 
 class _Section(BaseModel):
@@ -56,7 +52,8 @@ class Arm(_Section):
         set: "section.key=value" each; more than the benchmark's own.
         privileged: it is predicted with every sequence of the test patients; the others with the available ones.
         mc_dropout: passes of Monte-Carlo dropout for the table of uncertainty; Dice is of one pass without, for all arms.
-        published: region -> mean and SD in the paper, in per cent, shown beside ours and marked as published.
+        published: mean and SD in the paper, shown beside ours and marked as published: region -> Dice in per cent, or
+            "metric/region" -> another metric in its own unit.
     """
 
     recipe: str
@@ -76,6 +73,8 @@ class Benchmark(_Section):
         seeds: every arm is trained with each.
         set: "section.key=value" for the recipes of all arms.
         fractions: of training, validation and test among the training patients.
+        metrics: a table for each.
+        test: "t" or "wilcoxon", paired over patients, by which the best arm is compared with the others.
         uncertainty: what counts 100 in uncertainty maps when they are scored (see `Protocol`); the score depends on it.
     """
 
@@ -85,43 +84,28 @@ class Benchmark(_Section):
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     set: tuple[str, ...] = ()
     fractions: tuple[float, float, float] = (0.85, 0.15, 0.0)
+    metrics: tuple[str, ...] = Field(default=("dice",), min_length=1)
+    test: Literal["t", "wilcoxon"] = "t"
     uncertainty: UncertaintyScale = "theoretical"
 
     @model_validator(mode="after")
     def _known(self) -> Benchmark:
         if self.control not in self.arms:
             raise ValueError(f"control is {self.control}, no such arm among {', '.join(self.arms)}")
+        if unknown := [name for name in self.metrics if name not in METRICS]:
+            raise ValueError(f"no metric named {unknown[0]}; known: {', '.join(METRICS)}")
         if foreign := [name for name in self.arms if not name.replace("_", "").replace("-", "").isalnum()]:
             raise ValueError(f"an arm's name is letters, digits, _ and -; not {foreign[0]!r}")
         return self
 
 
-@dataclass(frozen=True)
-class Task:
-    """One command of a benchmark.
-
-    Attributes:
-        name: such as "train had_net/1".
-        command: words after `modistill`.
-        done: the file that is there once it succeeded.
-        needs: names of the tasks that must be done before.
-        resumes: file that tells an interrupted run of this command: `--resume` is then added.
-        cost: where wall time and peak memory are written; None for nowhere.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    done: Path
-    needs: tuple[str, ...] = ()
-    resumes: Path | None = None
-    cost: Path | None = None
-
-
-def load_benchmark(path: Path | str) -> Benchmark:
+def load_benchmark(path: Path | str, overrides: Sequence[str] = (), seeds: Sequence[int] = ()) -> Benchmark:
     """Read a benchmark.
 
     Args:
         path: a YAML file, or the name of one that comes with the package ("benchmarks/hadnet_table1_phantom").
+        overrides: "section.key=value" for the recipes of all arms; they come after the benchmark's and the arms' own.
+        seeds: in place of the benchmark's.
 
     Raises:
         RecipeError: the file, a key or an arm's recipe is wrong.
@@ -137,7 +121,9 @@ def load_benchmark(path: Path | str) -> Benchmark:
         content = parse_yaml(place.read_text())
     except (OSError, ValueError) as error:
         raise RecipeError(f"cannot be read: {' '.join(str(error).split())[:200]}", file=place) from error
-    return check(Benchmark, content, place)
+    found = check(Benchmark, content, place)
+    arms = {name: arm.model_copy(update={"set": (*arm.set, *overrides)}) for name, arm in found.arms.items()}
+    return found.model_copy(update={"arms": arms, "seeds": tuple(seeds) or found.seeds})
 
 
 def tasks(benchmark: Benchmark, train: Path, test: Path, output: Path, *, device: str = "auto") -> dict[str, Task]:
@@ -164,8 +150,10 @@ def tasks(benchmark: Benchmark, train: Path, test: Path, output: Path, *, device
     how = ["--modalities", ",".join(data.modalities), "--normalisation", spell(data.normalisation)]
     for option, values in (("--spacing", data.spacing_mm), ("--size", data.size), ("--fractions", benchmark.fractions)):
         how += [option, *map(str, values)] if values is not None else []
-    if data.available is not None:
-        how += ["--available", ",".join(data.available)]
+    for option, names in (("--available", data.available), ("--n4", data.n4)):
+        how += [option, ",".join(names)] if names else []
+    how += ["--within", data.within] if data.within else []
+    how += ["--slices"] if any(len(recipe.sampling.patch_size or ()) == 2 for recipe in recipes.values()) else []
     found = [Task("prepare", ("prepare", str(train), "-o", str(prepared), *how), prepared / "plan.json")]
     for seed in benchmark.seeds:
         for name in _in_order(recipes):
@@ -186,59 +174,29 @@ def tasks(benchmark: Benchmark, train: Path, test: Path, output: Path, *, device
                     cost=cost,
                 )
             )
-            seen = data.modalities if arm.privileged else data.available or data.modalities
-            predict = (
-                *("predict", "-i", str(test), "--model", str(run), "--device", device),
-                *("--only", ",".join(seen), "--continue"),
-            )
-            sampled = ("--mc-dropout", str(arm.mc_dropout), "--uncertainty")
-            scale = ("--uncertainty-scale", benchmark.uncertainty)
-            for kind, extra, rules in (("", (), ()), *([(MC, sampled, scale)] if arm.mc_dropout else [])):
-                predictions = output / "predictions" / str(seed) / f"{name}{kind}"
-                scores = output / "scores" / f"{name}{kind}_{seed}.csv"
-                title = f"{name}{kind}/{seed}"
-                begin = (*predict, "-o", str(predictions), *extra)
-                found.append(Task(f"predict {title}", begin, predictions / ".done", (f"train {name}/{seed}",)))
-                score = ("evaluate", str(predictions), "--reference", str(test), "--run", f"{name}/{seed}", "-o", str(scores))
-                found.append(Task(f"score {title}", (*score, *rules), scores.with_suffix(".json"), (f"predict {title}",)))
+            found += _scored(benchmark, name, seed, recipes[name], run, test, output, device)
     return {task.name: task for task in found}
 
 
-def run_tasks(
-    todo: Mapping[str, Task],
-    *,
-    minutes: float | None = None,
-    scheduler: str | None = None,
-    on_task: Callable[[Task, int, int], None] | None = None,
-) -> bool:
-    """Run what is not done yet.
-
-    Args:
-        todo: from `tasks`.
-        minutes: stop after so many; a training that runs then writes a checkpoint and goes on the next time.
-        scheduler: address of a Dask scheduler whose workers run the tasks; None for one after the other, here.
-        on_task: called before each task with its number and the number of all.
-
-    Returns:
-        Whether everything is done.
-
-    Raises:
-        ModistillError: a command failed, or the scheduler cannot be reached.
-        RecipeError: a limit of time for tasks that run elsewhere.
-    """
-    if scheduler is not None and minutes is not None:
-        raise RecipeError("--minutes and --dask exclude each other", remedy="limit the time of the workers instead")
-    if scheduler is not None:
-        return _run_with_dask(todo, scheduler, on_task)
-    end = None if minutes is None else time.monotonic() + 60 * minutes
-    for number, task in enumerate(todo.values(), start=1):
-        if task.done.exists():
-            continue
-        if on_task is not None:
-            on_task(task, number, len(todo))
-        if not _run(task, end):
-            return False
-    return True
+def _scored(
+    benchmark: Benchmark, name: str, seed: int, recipe: Recipe, run: Path, test: Path, output: Path, device: str
+) -> Iterator[Task]:
+    """What becomes of a trained run: predictions or translations of the test patients, and their scores."""
+    arm, data, translates = benchmark.arms[name], recipe.data, _translates(recipe)
+    seen = data.modalities if arm.privileged else data.available or data.modalities
+    reading = ("-i", str(test), "--model", str(run), "--device", device, "--continue")
+    only = () if translates else ("--only", ",".join(seen))  # a translator reads what it translates, and nothing else
+    sampled = ("--mc-dropout", str(arm.mc_dropout), "--uncertainty")
+    scale = ("--uncertainty-scale", benchmark.uncertainty)
+    for kind, extra, rules in (("", (), ()), *([(MC, sampled, scale)] if arm.mc_dropout else [])):
+        title, scores = f"{name}{kind}/{seed}", output / "scores" / f"{name}{kind}_{seed}.csv"
+        made = output / ("translations" if translates else "predictions") / str(seed) / f"{name}{kind}"
+        verb, evaluate = ("translate", "evaluate-translations") if translates else ("predict", "evaluate")
+        yield Task(
+            f"{verb} {title}", (verb, *reading, *only, "-o", str(made), *extra), made / ".done", (f"train {name}/{seed}",)
+        )
+        score = (evaluate, str(made), "--reference", str(test), "--run", f"{name}/{seed}", "-o", str(scores), *rules)
+        yield Task(f"score {title}", score, scores.with_suffix(".json"), (f"{verb} {title}",))
 
 
 def costs(benchmark: Benchmark, output: Path) -> dict[str, list[dict[str, float]]]:
@@ -277,83 +235,12 @@ def sizes(run: Path) -> dict[str, float]:
     }
 
 
-def _run(task: Task, end: float | None = None) -> bool:
-    """Run one task; False if the time was over before it was done."""
-    if task.done.exists():
-        return True
-    resume = ("--resume",) if task.resumes is not None and task.resumes.exists() else ()
-    command = [sys.executable, "-c", "from modistill.cli import main; main()", *task.command, *resume]
-    begin = time.monotonic()
-    code, peak = _wait(subprocess.Popen(command), end)
-    if task.cost is not None:
-        _add_cost(task.cost, time.monotonic() - begin, peak, whole=code == 0)
-    if code is None:
-        return False
-    if code not in (0, _SOME_FAILED) and not task.done.exists():
-        raise ModistillError(
-            f"{task.name} ended with exit code {code}", remedy=f"see above: modistill {' '.join(task.command)}"
-        )
-    if not task.done.exists():
-        task.done.touch()
-    return True
-
-
-def _add_cost(path: Path, seconds: float, peak: int, *, whole: bool) -> None:
-    """Add a piece of a training to its cost; the file bears its final name once the training is whole."""
-    part = path.with_suffix(".part.json")
-    before = read_json(part) if part.exists() else {"seconds": 0.0, "peak_bytes": 0}
-    cost = {"seconds": round(before["seconds"] + seconds, 1), "peak_bytes": max(before["peak_bytes"], peak)}
-    write_json(path if whole else part, cost)
-    if whole:
-        part.unlink(missing_ok=True)
-
-
-def _wait(process: subprocess.Popen[bytes], end: float | None) -> tuple[int | None, int]:
-    """Exit code and peak of resident memory in bytes; no code if the time was over and the process was asked to stop."""
-    stopped = False
-    while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            return (None if stopped else process.returncode), usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        if end is not None and time.monotonic() > end and not stopped:
-            process.send_signal(signal.SIGTERM)
-            stopped = True
-        time.sleep(0.05)
-
-
-def _run_with_dask(todo: Mapping[str, Task], scheduler: str, on_task: Callable[[Task, int, int], None] | None) -> bool:
-    """As many tasks at a time as the workers have threads.
-
-    Given all at once, the scheduler would deal them out by its guess of half a second each, and one worker would be left with
-    hours of training while others have nothing to do.
-    """
-    try:
-        from distributed import Client, wait
-    except ModuleNotFoundError as error:
-        raise RecipeError("Dask is not installed", remedy="pip install 'modistill[dask]'") from error
-    try:
-        client = Client(scheduler, timeout="10s")
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"no Dask scheduler answers at {scheduler}", remedy="start one: dask scheduler") from error
-    waiting = {name: task for name, task in todo.items() if not task.done.exists()}
-    running: dict[Any, str] = {}
-    with client:
-        while waiting or running:
-            free = sum(client.nthreads().values()) - len(running)
-            unmet = {*waiting, *running.values()}
-            ready = [name for name, task in waiting.items() if unmet.isdisjoint(task.needs)]
-            for name in ready[: max(free, 0)]:
-                task = waiting.pop(name)
-                if on_task is not None:
-                    on_task(task, len(todo) - len(waiting), len(todo))
-                running[client.submit(_run, task, key=f"{name}-{task.done}", pure=False)] = name
-            with suppress(TimeoutError):  # look again: workers may have come
-                wait(list(running), timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED")
-            for future in [future for future in running if future.done()]:
-                future.result()
-                del running[future]
-    return True
+def _translates(recipe: Recipe) -> bool:
+    """Whether what a recipe trains makes images, and segments nothing."""
+    return (
+        issubclass(load_method(recipe.method.name), TranslationMethod)
+        or recipe.method.arguments.get("read_out") == "translator"
+    )
 
 
 def _in_order(recipes: Mapping[str, Any]) -> Iterator[str]:

@@ -47,6 +47,8 @@ class Data(_Section):
             that become 0 and 1 (`modistill.data.normalisation`).
         spacing_mm: voxel size to resample to; None keeps every case's own.
         size: pad every case to this many voxels (D, H, W); None keeps the crop.
+        within: "lungs" crops cases that have `ct` to the axial slices that show lung.
+        n4: modalities whose bias field is taken out first, such as [mr].
     """
 
     modalities: tuple[str, ...] = Field(min_length=1)
@@ -54,6 +56,8 @@ class Data(_Section):
     normalisation: str | tuple[float, float] | dict[str, str | tuple[float, float]] = "zscore"
     spacing_mm: tuple[float, float, float] | None = None
     size: tuple[int, int, int] | None = None
+    within: Literal["lungs"] | None = None
+    n4: tuple[str, ...] = ()
 
     @field_validator("normalisation")
     @classmethod
@@ -68,6 +72,10 @@ class Data(_Section):
         foreign = [name for name in self.available or () if name not in self.modalities]
         if foreign:
             raise ValueError(f"available holds {', '.join(foreign)}, which modalities lack")
+        if foreign := [name for name in self.n4 if name not in self.modalities]:
+            raise ValueError(f"n4 holds {', '.join(foreign)}, which modalities lack")
+        if self.within == "lungs" and "ct" not in (self.available or self.modalities):
+            raise ValueError("within lungs needs ct among the available modalities")
         return self
 
 

@@ -154,6 +154,7 @@ def load_model(run: Path) -> Model:
             window=inference.window,
             overlap=inference.overlap,
             mirror=inference.mirror,
+            targets={name: Preprocessing.from_json(how) for name, how in card.get("targets", {}).items()},
             source=path,
             digest=card["digest"],
         )
@@ -164,13 +165,13 @@ def load_model(run: Path) -> Model:
 
 def _require_same_data(recipe: Recipe, plan: Plan, prepared: Path) -> None:
     made = plan.preprocessing
-    for name in ("modalities", "available", "normalisation", "spacing_mm", "size"):
+    for name in ("modalities", "available", "normalisation", "spacing_mm", "size", "within", "n4"):
         wanted, found = getattr(recipe.data, name), getattr(made, name)
         if name == "available":
             wanted = wanted or recipe.data.modalities
         if wanted != found:
             raise RecipeError(
-                f"data.{name} is {_text(wanted)}, the prepared cases were made with {_text(found)}",
+                f"data.{name} is {_text(wanted) or 'none'}, the prepared cases were made with {_text(found) or 'none'}",
                 file=prepared,
                 remedy="prepare them with this recipe",
             )
@@ -308,7 +309,7 @@ def _region_dice(found: Any, reference: Any, regions: Regions) -> list[float]:
 
 
 def _deploy(method: Method, score: float, epoch: int, recipe: Recipe, cohort: PreparedCohort, output: Path) -> None:
-    """Write the network that segments, with everything a stranger needs to use it."""
+    """Write the network that segments or translates, with everything a stranger needs to use it."""
     plan = cohort.plan
     kept = tuple(name for name in plan.preprocessing.available if name in method.available) or method.available
     preprocessing = replace(plan.preprocessing, modalities=method.available, available=kept)
@@ -322,6 +323,7 @@ def _deploy(method: Method, score: float, epoch: int, recipe: Recipe, cohort: Pr
         "classes": ["background", *plan.classes],
         "convention": plan.convention,
         "preprocessing": preprocessing.to_json(),
+        "targets": {name: plan.preprocessing.alone(name).to_json() for name in method.targets},
         "inference": recipe.inference.model_dump(mode="json"),
         "validation_score": score if np.isfinite(score) else None,
         "epoch": epoch,

@@ -135,8 +135,8 @@ def test_only_what_changed_or_was_harmed_is_made_again(copy: Path, tmp_path: Pat
 def test_an_interrupted_case_is_not_there_and_the_next_run_cleans_up(copy: Path, tmp_path: Path, monkeypatch):
     output, store = tmp_path / "p", preparing.store_case
 
-    def interrupted(folder: Path, case: str, *rest) -> None:
-        store(folder, case, *rest)
+    def interrupted(folder: Path, case: str, *rest, **how) -> None:
+        store(folder, case, *rest, **how)
         if case == "BraTS21_002":
             shutil.copytree(folder, folder.with_name(".BraTS21_002.part.killed"))  # what a killed process leaves
             raise KeyboardInterrupt

@@ -15,7 +15,8 @@ from modistill.methods.cyclegan import CycleGAN
 from modistill.methods.segmentor import Segmentor, segmentation_loss
 from samples import RandomBatches
 
-SMALL = {"width": 2, "translator_width": 2, "blocks": 1, "norm": "instance"}
+TRANSLATION = {"width": 2, "blocks": 1}
+SMALL = {"width": 2, "translation": TRANSLATION, "norm": "instance"}
 
 
 def make(**arguments: Any) -> CMEDL:
@@ -45,7 +46,7 @@ def reached(term: Tensor, networks: dict[str, nn.Module]) -> set[str]:
 
 def test_the_table_of_gradients() -> None:
     """Which network of the player each term reaches: the paper's optimisation, section by section."""
-    method = make(identity_weight=1.0, augment_student=True, output_weight=1.0)
+    method = make(translation={**TRANSLATION, "identity_weight": 1.0}, augment_student=True, output_weight=1.0)
     parts = {
         "translation.generators": {
             "F": method.translation.generators["to_target"],
@@ -98,8 +99,8 @@ def test_a_detached_teacher_learns_from_its_labels_alone() -> None:
     [
         ({"teacher_labels": False}, {"segmentors/teacher"}),
         ({"teacher_sees_translations": False}, {"segmentors/teacher_translated", "translation.generators/segmentation"}),
-        ({"contextual_weight": 0}, {"translation.generators/contextual"}),
-        ({"cycle_weight": 0}, {"translation.generators/cycle"}),
+        ({"translation": {**TRANSLATION, "contextual_weight": 0}}, {"translation.generators/contextual"}),
+        ({"translation": {**TRANSLATION, "cycle_weight": 0}}, {"translation.generators/cycle"}),
         ({"hint_weight": 0}, {"segmentors/hint", "translation.generators/hint"}),
     ],
 )
@@ -154,7 +155,7 @@ def test_hint_sites_reach_the_networks() -> None:
 def test_for_prediction_nothing_but_the_student_is_built() -> None:
     method = make(network="fc_densenet", width=4, classes=3)
     arguments = {"student": "ct", "teacher": "mr", "network": "fc_densenet", "width": 4, "classes": 3, "norm": "instance"}
-    alone = CMEDL.for_inference(**arguments, extractor="vgg19", vgg19_weights="/nowhere.pth")
+    alone = CMEDL.for_inference(**arguments, translation={"extractor": "vgg19", "vgg19_weights": "/nowhere.pth"})
     assert [name for name, _ in alone.named_children()] == ["network"]
     alone.network.load_state_dict(method.get_submodule(method.deployed).state_dict())
     images = torch.rand(1, 1, 40, 64)
@@ -167,7 +168,45 @@ def test_what_a_teacher_cannot_do_without() -> None:
     with pytest.raises(ValueError, match="learns nothing"):
         make(teacher_labels=False, teacher_sees_translations=False)
     with pytest.raises(ValueError, match="needs vgg19_weights"):
-        make(extractor="vgg19")
+        make(translation={"extractor": "vgg19"})
+    with pytest.raises(ValueError, match=r"translation: .* unexpected keyword argument 'blocs'"):
+        make(translation={"blocs": 2})
+    with pytest.raises(ValueError, match="'segmentor' is no unpaired translation"):
+        make(translator="segmentor")
+
+
+@pytest.mark.parametrize("translator", ["cyclegan", "drit"])
+@pytest.mark.parametrize("read_out", ["student", "teacher", "translator"])
+def test_what_is_read_out_is_built_alone_and_says_the_same(translator: str, read_out: str) -> None:
+    how = {**TRANSLATION, **({"critic_scales": 1, "content_layers": 0} if translator == "drit" else {})}
+    arguments = {**SMALL, "classes": 3, "translator": translator, "translation": how, "read_out": read_out}
+    method = make(**arguments).eval()
+    alone = CMEDL.for_inference(**arguments).eval()
+    alone.get_submodule(alone.deployed).load_state_dict(method.get_submodule(method.deployed).state_dict())
+    images = torch.rand(2, 1, 32, 48)
+    with torch.inference_mode():
+        translated = method.translation.translate(images)
+        if read_out == "translator":
+            assert torch.equal(alone.translate(images), translated)
+        else:
+            assert torch.equal(alone.segment(images), method.segment(images))
+        if read_out == "teacher":
+            torch.testing.assert_close(method.segment(images), method.segmentors.teacher(2 * translated - 1))
+    assert method.available == alone.available == ("ct",)
+    assert method.targets == alone.targets == (("mr",) if read_out == "translator" else ())
+
+
+def test_vae_cmedl_guides_its_generators_in_one_turn_of_two() -> None:
+    how = {**TRANSLATION, "critic_scales": 1, "content_layers": 0, "content_updates": 2}
+    method = make(translator="drit", translation=how)
+    found = [(player, set(terms)) for player, terms in method.losses(batch_of(method))]
+    assert [player for player, _ in found] == [
+        *["translation.content_critic"] * 2,
+        "translation.critics",
+        *["translation.generators"] * 2,
+        "segmentors",
+    ]
+    assert [("hint" in terms, "segmentation" in terms) for _, terms in found[3:5]] == [(True, True), (False, False)]
 
 
 def test_a_translation_keeps_the_range_and_the_size() -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modistill.errors import ModelError
-from modistill.networks.drit import ContentCritic, ContentEncoder, MultiScaleCritic, StyleEncoder, StyleGenerator
+from modistill.networks.drit import ContentEncoder, StyleEncoder, StyleGenerator, StyleTranslator
+from modistill.networks.drit_critics import ContentCritic, MultiScaleCritic
 
 DOMAINS = ("ct", "mr")
 SMALL = {"width": 2, "code": 3}
@@ -236,19 +237,12 @@ def test_a_translation_has_the_size_of_its_image(size: tuple[int, int]) -> None:
     assert torch.equal(found, whole[..., : size[0], : size[1]])
 
 
-def test_noise_is_added_in_training_only_and_is_pytorchs() -> None:
-    content, *_ = translator()
-    images = torch.randn(4, 1, 32, 32, dtype=torch.double)
-    clean = content(images, "ct")
-    assert torch.equal(clean, content(images, "ct"))
-    content.train()
-    torch.manual_seed(3)
-    noisy = content(images, "ct")
-    torch.manual_seed(3)
-    torch.testing.assert_close(noisy - clean, torch.randn_like(clean))
-    assert not torch.equal(noisy, content(images, "ct"))
-    torch.manual_seed(3)
-    assert torch.equal(noisy, content(images, "ct"))
+def test_a_translator_is_content_of_one_domain_in_a_style_of_the_other() -> None:
+    whole = StyleTranslator("ct", "mr", width=2, blocks=2, code=3).double()
+    images, style = torch.randn(2, 1, 17, 20, dtype=torch.double), torch.randn(2, 3, dtype=torch.double)
+    expected = whole.generator(whole.content(images, "ct"), style, "mr", (17, 20))
+    assert torch.equal(whole(images, style), expected)
+    assert torch.equal(whole(images), whole(images, torch.zeros(2, 3, dtype=torch.double)))
 
 
 def test_a_code_for_all_is_the_same_code_for_each() -> None:

@@ -22,6 +22,12 @@ def command(
     minutes: Annotated[
         float | None, typer.Option("--minutes", help="Stop after so many; run the same command again to go on.")
     ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value for the recipes of all arms; repeat for several.")
+    ] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", help="Repeat for several.", show_default="the benchmark's own")
+    ] = None,
     dask: Annotated[str | None, typer.Option("--dask", help="Address of a Dask scheduler whose workers share OUTPUT.")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     tables_only: Annotated[bool, typer.Option("--tables", help="Run nothing; make the tables from what is there.")] = False,
@@ -32,9 +38,10 @@ def command(
     """
     from rich.console import Console
 
-    from modistill.benchmark import load_benchmark, run_tasks, tasks
+    from modistill.benchmark import load_benchmark, tasks
+    from modistill.tasks import run_tasks
 
-    chosen = load_benchmark(benchmark)
+    chosen = load_benchmark(benchmark, overrides or (), seeds or ())
     todo = tasks(chosen, train, test, output, device=device)
     console = Console(stderr=True, highlight=False)
     complete = True
@@ -57,6 +64,7 @@ def _report(benchmark: Benchmark, output: Path) -> None:
     from modistill.cli.tables import print_notes, print_table
     from modistill.evaluation.comparison import arm_of, compare
     from modistill.evaluation.papers import cost_table, paper_table
+    from modistill.evaluation.protocol import METRICS
     from modistill.evaluation.scores import read_scores
     from modistill.evaluation.tables import comparison_markdown
     from modistill.files import write_text
@@ -81,7 +89,12 @@ def _report(benchmark: Benchmark, output: Path) -> None:
         parts.append(
             f"Not complete: {', '.join(f'{arm} {n} of {len(benchmark.seeds)} seeds' for arm, n in unequal.items())}.\n"
         )
-    shown = [paper_table(scores, apart=apart, published=published, title="Table 1: Dice")]
+    shown = [
+        paper_table(
+            scores, metric, apart=apart, published=published, test=benchmark.test, title=f"Table 1: {METRICS[metric].title}"
+        )
+        for metric in benchmark.metrics
+    ]
     if len({table.runs[0].rsplit("/", 1)[0] for table in uncertain}) > 1:
         title = f"Table 2: QU-BraTS score, {uncertain[0].protocol.uncertainty} scale"
         shown.append(paper_table(uncertain, "qu_score", beside="qu_trivial", apart=apart, title=title))
@@ -94,6 +107,6 @@ def _report(benchmark: Benchmark, output: Path) -> None:
         parts.append(cost_table(spent).markdown())
     if done[benchmark.control]:
         fair = [table for table in scores if not benchmark.arms[arm_of(table.runs[0])].privileged]
-        parts.append(comparison_markdown(compare(fair, benchmark.control)))
+        parts.append(comparison_markdown(compare(fair, benchmark.control, metrics=benchmark.metrics)))
     write_text(output / "tables.md", "\n".join(parts))
     print_notes([f"tables: {output / 'tables.md'}"])

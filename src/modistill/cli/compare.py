@@ -22,7 +22,11 @@ def command(
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option("--metric", help="Repeat for several.", show_default="dice, hausdorff95_mm, surface_dice"),
+        typer.Option(
+            "--metric",
+            help="Repeat for several.",
+            show_default="dice, hausdorff95_mm, surface_dice; of synthetic images psnr, ssim, nmae, kl",
+        ),
     ] = None,
     available: Annotated[
         str | None, typer.Option("--available", help="Only what was predicted from these sequences, as t1+flair.")
@@ -37,7 +41,7 @@ def command(
     """
     from modistill.cli.tables import print_notes, print_table
     from modistill.errors import FileError
-    from modistill.evaluation.comparison import DEFAULT_METRICS, compare
+    from modistill.evaluation.comparison import compare
     from modistill.evaluation.tables import comparison_notes, comparison_tables
     from modistill.files import require_writable
 
@@ -48,7 +52,7 @@ def command(
     table = compare(
         [_read(path, available) for path in scores],
         control,
-        metrics=metric or DEFAULT_METRICS,
+        metrics=metric,
         common=common,
         resamples=resamples,
         seed=seed,

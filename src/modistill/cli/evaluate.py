@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from modistill.evaluation.folders import Evaluation
 
-__all__ = ["command"]
+__all__ = ["command", "finish", "scoring"]
 
 
 def command(
@@ -78,7 +78,7 @@ def command(
     place = output or predictions / "scores.csv"
     require_csv(place)
     require_writable(place)
-    with _progress() as on_case:
+    with scoring() as on_case:
         evaluation = (evaluate_subsets if subsets else evaluate_folders)(
             predictions,
             reference,
@@ -101,11 +101,11 @@ def command(
         plot_subsets(evaluation.scores, place.with_suffix(".png"))
     used = evaluation.scores.protocol
     print_notes([f"protocol {used.digest}:", *(f"  {rule}" for rule in used.describe()), f"rows: {place}"])
-    _finish(evaluation)
+    finish(evaluation)
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def scoring() -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal; silence in a log, where the table says it all."""
     from modistill.cli.progress import bar
 
@@ -118,11 +118,11 @@ def _cpus() -> int:
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def _finish(evaluation: Evaluation) -> None:
+def finish(evaluation: Evaluation, what: str = "predictions") -> None:
     """Name what was wrong on stderr and leave with the exit code that says so."""
     if evaluation.unscored:
         names = ", ".join(evaluation.unscored[:8]) + (" ..." if len(evaluation.unscored) > 8 else "")
-        print(f"note: {len(evaluation.unscored)} predictions have no reference and are not scored: {names}", file=sys.stderr)
+        print(f"note: {len(evaluation.unscored)} {what} have no reference and are not scored: {names}", file=sys.stderr)
     for fault in evaluation.faults:
         print(f"error: {fault}", file=sys.stderr)
     if evaluation.scores.failed:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modistill.errors import CaseError, FileError, RecipeError
+from modistill.errors import CaseError, RecipeError
 
 if TYPE_CHECKING:
     from modistill.data.cohort import Cohort
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from modistill.inference.predictor import Predictor
 
 __all__ = ["command"]
-
-_ROWS_SHOWN = 40
 
 
 def command(
@@ -83,8 +80,10 @@ def command(
     Each case is given to the model that reads most of its sequences; files that this model does not read are never opened.
     A bad case is reported and the others go on. Exit code: 0 all done, 3 some failed, 2 none could be done.
     """
-    cohort = _cohort(input, file or [], modality or [])
-    _require_apart(input, output)
+    from modistill.cli.cohorts import cases_meant, print_rows, require_apart
+
+    cohort = cases_meant(input, file or [], modality or [], task="predict")
+    require_apart(input, output)
     if overwrite and go_on:
         raise RecipeError("--overwrite and --continue exclude each other")
     if subsets and only is not None:
@@ -119,23 +118,21 @@ def command(
         )
         with OutputFolder(place, if_not_empty, probabilities=save_probabilities).opened() as folder:
             done = _predict(predictor, cohort, folder)
-        _summary(done, place)
+        print_rows(done, place)
         rows += done
     raise typer.Exit(exit_code(rows))
 
 
 def _predict(predictor: Predictor, cohort: Cohort, folder: OutputFolder) -> list[CaseRow]:
     """Predict a cohort into a folder, showing how far it is."""
+    from modistill.cli.cohorts import watched
     from modistill.inference.cohort import predict_cohort
 
-    total = len({case.id for case in cohort.cases} | {fault.case for fault in cohort.faults if fault.severity == "error"})
-    rows = []
-    with _Display(total) as display:
-        display.told(str(fault) for fault in cohort.faults if fault.severity != "error" or fault.case is None)
-        for row in predict_cohort(predictor, cohort.cases, folder, faults=cohort.faults, progress=display.at):
-            display.finished(row)
-            rows.append(row)
-    return rows
+    return watched(
+        "predict",
+        cohort,
+        lambda progress: predict_cohort(predictor, cohort.cases, folder, faults=cohort.faults, progress=progress),
+    )
 
 
 def _names(text: str, models: Sequence[Model]) -> tuple[str, ...]:
@@ -176,102 +173,3 @@ def _subset_folders(output: Path, models: Sequence[Model], cohort: Cohort) -> tu
         print(f"notice: {left_out} cases lack one of {', '.join(names)} and are left out", file=sys.stderr)
     places = {output / "+".join(subset): subset for subset in all_subsets(names)}
     return dict(places), replace(cohort, cases=complete)
-
-
-def _cohort(path: Path | None, files: Sequence[str], words: Sequence[str]) -> Cohort:
-    """The cases that are meant: those under a path, or the one made of single files."""
-    from modistill.cli.inspect import words as declared
-    from modistill.data.folder import Cohort, case_from_files, find_cases
-
-    if (path is None) == (not files):
-        raise RecipeError("nothing to predict" if path is None else "--input and --file exclude each other", remedy="give one")
-    if path is not None:
-        return find_cases(path, modalities=declared(words))
-    named: dict[str, Path] = {}
-    for entry in files:
-        name, separator, place = entry.partition("=")
-        if not separator or not name or not place:
-            raise RecipeError(f"--file {entry}", remedy="write NAME=FILE, as --file t1=scan.nii.gz")
-        if name in named:
-            raise CaseError(f"{name} is given twice", remedy="give one file for each sequence")
-        named[name] = Path(place)
-    return Cohort(Path("."), "files", (case_from_files(named),))
-
-
-def _require_apart(path: Path | None, output: Path) -> None:
-    """Refuse to write among the patients: the next run would take the label maps for cases."""
-    if path is not None and path.is_dir() and output.resolve().is_relative_to(path.resolve()):
-        raise FileError("lies inside the input folder", file=output, remedy="choose a folder beside it")
-
-
-class _Display:
-    """A bar with an ETA on a terminal, a line a case elsewhere; what failed is said at once, in either."""
-
-    def __init__(self, total: int) -> None:
-        from rich.console import Console
-
-        from modistill.cli.progress import bar
-
-        self.total, self.done = total, 0
-        self.console = Console(stderr=True, highlight=False)
-        self.progress = bar(self.console) if self.console.is_terminal else None
-        self.task: Any = None
-
-    def __enter__(self) -> _Display:
-        if self.progress is not None:
-            self.progress.start()
-            self.task = self.progress.add_task("predict", total=self.total, note="")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-
-    def at(self, case: str, model: str, fraction: float) -> None:
-        """A case is so far done, by this model."""
-        if self.progress is not None:
-            self.progress.update(self.task, completed=self.done + fraction, note=f"{case}  {model}  {fraction:.0%}")
-
-    def told(self, notices: Iterable[str]) -> None:
-        """Say what a user should know."""
-        for notice in notices:
-            self.console.print(f"notice: {notice}", markup=False, soft_wrap=True)
-
-    def finished(self, row: CaseRow) -> None:
-        """A case is done, one way or the other."""
-        self.done += 1
-        if row.status == "failed":
-            self.console.print(f"error: {row}", markup=False, soft_wrap=True)
-        self.told(f"{row.case}: {notice}" for notice in row.notices)
-        if self.progress is not None:
-            self.progress.update(self.task, completed=self.done)
-        elif row.status != "failed":
-            how = f"{row.model}, {row.seconds:.1f} s" if row.status == "done" else row.reason
-            self.console.print(f"{self.done}/{self.total} {row.case}: {how}", markup=False, soft_wrap=True)
-
-
-def _summary(rows: Sequence[CaseRow], output: Path) -> None:
-    """The table of cases, why each model was chosen, and the counts."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 120)
-    shown = rows if len(rows) <= _ROWS_SHOWN else [row for row in rows if row.status == "failed"][:_ROWS_SHOWN]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("case", "status", "model", "sequences read"):
-        table.add_column(name, overflow="fold")
-    table.add_column("seconds", justify="right")
-    colours = {"done": "green", "skipped": "cyan", "failed": "bold red"}
-    for row in shown:
-        status = f"[{colours[row.status]}]{row.status}[/]"
-        table.add_row(row.case, status, row.model or "–", " ".join(row.available) or "–", f"{row.seconds:.1f}")
-    if shown:
-        console.print(table)
-    for reason, count in Counter(row.reason for row in rows if row.status == "done").items():
-        console.print(f"{count} {'case' if count == 1 else 'cases'}: {reason}", style="dim", markup=False)
-    counts = Counter(row.status for row in rows)
-    told = ", ".join(f"{counts[status]} {status}" for status in ("done", "skipped", "failed") if counts[status])
-    console.print(f"{told or 'no case'} -> {output} (report.json names every case)", markup=False)

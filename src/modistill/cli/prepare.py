@@ -41,6 +41,14 @@ def command(
     size: Annotated[
         tuple[int, int, int] | None, typer.Option(help="Pad to these voxels (D H W). Default: each case's own.")
     ] = None,
+    within: Annotated[
+        str | None, typer.Option(help="lungs: only the axial slices that show lung, of cases with ct. Default: all slices.")
+    ] = None,
+    n4: Annotated[str | None, typer.Option("--n4", help="Take the bias field out of these, comma-separated: mr.")] = None,
+    slices: Annotated[
+        bool | None,
+        typer.Option("--slices/--patches", help="What is read fast later. Default: what the recipe samples, else patches."),
+    ] = None,
     labels: Annotated[str | None, typer.Option(help="Label convention. Default: inferred from the label maps.")] = None,
     split: Annotated[
         Path | None, typer.Option(help="YAML or JSON: for train, validation, test a list of ids, a count or a fraction.")
@@ -67,8 +75,9 @@ def command(
     shares = _shares(split, fractions)
     cohort = find_cases(raw, modalities=words(modality or []))
     how = None if normalisation is None else parse(normalisation)
-    given = {"modalities": _names(modalities), "available": _names(available), "normalisation": how}
-    preprocessing = _preprocessing(cohort, recipe, {**given, "spacing_mm": spacing, "size": size}, labels)
+    given: dict[str, Any] = {"modalities": _names(modalities), "available": _names(available), "normalisation": how}
+    given |= {"spacing_mm": spacing, "size": size, "within": within, "n4": _names(n4)}
+    preprocessing = _preprocessing(cohort, recipe, given, labels)
     with bar() as progress:
         task = progress.add_task("preparing", total=len(cohort.cases), note="")
         done = prepare(
@@ -78,6 +87,7 @@ def command(
             shares,
             seed=seed,
             workers=workers,
+            slices=_samples_slices(recipe) if slices is None else slices,
             progress=lambda case: progress.update(task, advance=1, note=case),
         )
     console = Console(highlight=False)
@@ -94,6 +104,13 @@ def _names(text: str | None) -> tuple[str, ...] | None:
     from modistill.data.naming import modality_name
 
     return None if text is None else tuple(modality_name(word.strip()) for word in text.split(",") if word.strip())
+
+
+def _samples_slices(recipe: str | None) -> bool:
+    """Whether a recipe's samples are axial slices."""
+    from modistill.recipe import load_recipe
+
+    return recipe is not None and len(load_recipe(recipe).sampling.patch_size or ()) == 2
 
 
 def _shares(split: Path | None, fractions: tuple[float, float, float] | None) -> Mapping[str, Share]:
@@ -129,6 +146,10 @@ def _preprocessing(cohort: Cohort, recipe: str | None, given: Mapping[str, Any],
         )
     if absent := [name for name in settings["modalities"] if name not in cohort.modalities]:
         raise RecipeError(f"no case has {absent[0]}", remedy=f"found: {', '.join(cohort.modalities)}; or declare --modality")
+    if foreign := [name for name in settings.get("n4", ()) if name not in settings["modalities"]]:
+        raise RecipeError(f"--n4 {foreign[0]}: no such modality", remedy=f"some of {','.join(settings['modalities'])}")
+    if settings.get("within") and "ct" not in settings["available"]:
+        raise RecipeError("--within lungs needs a ct, which no patient will have", remedy="--available with ct")
     return Preprocessing(**settings, convention=labels)
 
 
@@ -151,8 +172,9 @@ def _summary(done: Preparation) -> Table:
         "split": split.digest + ("" if split.seed is None else f", seed {split.seed}"),
         "available": ", ".join(chosen.available),
         "privileged": ", ".join(privileged) or "none",
-        "normalised": spell(chosen.normalisation),
-        "grid": f"{'x'.join(map(str, plan.shape))} voxels (median; largest {'x'.join(map(str, plan.largest))}) of {spacing} mm",
+        "normalised": spell(chosen.normalisation) + (f"; without bias field: {', '.join(chosen.n4)}" if chosen.n4 else ""),
+        "grid": f"{'x'.join(map(str, plan.shape))} voxels (median; largest {'x'.join(map(str, plan.largest))}) of {spacing} mm"
+        + (f", within {chosen.within}" if chosen.within else ""),
         "labels": f"{plan.convention}; class weights {', '.join(weights)}",
     }
     table = Table.grid(padding=(0, 3))

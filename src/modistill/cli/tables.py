@@ -19,7 +19,7 @@ def print_table(table: TextTable) -> None:
     from rich.table import Table
 
     shown = Table(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    names = sum(name in ("read", "region", "metric", "arm") for name in table.header)
+    names = sum(name in ("read", "region", "metric", "arm", "run") for name in table.header)
     for column, name in enumerate(table.header):
         lines = name.replace(" (", "\n(").replace(" [", "\n[")
         shown.add_column(lines, justify="left" if column < names else "right", no_wrap=column < names)

@@ -74,7 +74,7 @@ def read_labels(path: Path) -> Volume:
         return _volume(path, _read(path), None, _whole_numbers)
 
 
-def write_volume(path: Path, volume: Volume, *, dtype: DTypeLike) -> None:
+def write_volume(path: Path, volume: Volume, *, dtype: DTypeLike, description: str = "") -> None:
     """Write a volume on the grid of the file it came from (`volume.native`), or on its own canonical grid if it was made.
 
     The file is read back and compared before it gets its name. Both qform and sform are set, the unit is mm.
@@ -83,6 +83,7 @@ def write_volume(path: Path, volume: Volume, *, dtype: DTypeLike) -> None:
         path: final name, `.nii` or `.nii.gz`.
         volume: (D, H, W) voxels on canonical axes.
         dtype: on disk; `uint8` for label maps, `float32` for maps.
+        description: for the header (`descrip`), which keeps 79 plain characters.
 
     Raises:
         FileError: the name is no NIfTI name, values do not fit `dtype` exactly (integers) or are not finite, the disk is full.
@@ -94,7 +95,7 @@ def write_volume(path: Path, volume: Volume, *, dtype: DTypeLike) -> None:
     with _naming(path):
         voxels, affine = _on_native_axes(volume)
         voxels = _exactly(voxels, dtype)
-        content = _encode(voxels, affine)
+        content = _encode(voxels, affine, description)
     if path.name.endswith(".gz"):
         content = gzip.compress(content, compresslevel=3, mtime=0)
     write_file(path, lambda place: _put(place, content), lambda place: _compare(place, voxels, affine))
@@ -323,11 +324,12 @@ def _exactly(voxels: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     return voxels.astype(dtype)
 
 
-def _encode(voxels: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
+def _encode(voxels: NDArray[Any], affine: NDArray[np.float64], description: str) -> bytes:
     import nibabel
 
     image = nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description.encode("ascii", "replace")[:79]
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
     return cast(bytes, image.to_bytes())

@@ -31,6 +31,7 @@ __all__ = [
     "landmarks",
     "normalise",
     "parse",
+    "scale_of",
     "spell",
     "standard_landmarks",
 ]
@@ -147,6 +148,23 @@ def spell(how: Normalisations) -> str:
     if isinstance(how, Mapping):
         return ",".join(f"{name}={spell(one)}" for name, one in how.items())
     return how if isinstance(how, str) else ":".join(f"{bound:g}" for bound in how)
+
+
+def scale_of(how: Normalisation) -> tuple[float, float]:
+    """What the 0 and the 1 of a normalised image stand for: the two numbers of a window, else 0 and 1.
+
+    Raises:
+        RecipeError: z-scores, which have neither a lowest nor a highest value.
+
+    Example:
+        >>> scale_of((-1000.0, 500.0)), scale_of("landmarks")
+        ((-1000.0, 500.0), (0.0, 1.0))
+    """
+    if how == "zscore":
+        raise RecipeError(
+            "z-scores have no lowest and no highest value", remedy=f"normalise by {', '.join(NAMES[1:])} or LOW:HIGH"
+        )
+    return (0.0, 1.0) if isinstance(how, str) else how
 
 
 def _one(text: str) -> Normalisation:

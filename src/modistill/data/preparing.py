@@ -63,6 +63,7 @@ def prepare(
     *,
     seed: int = 0,
     workers: int = 0,
+    slices: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Preparation:
     """Prepare every case of a cohort.
@@ -74,6 +75,7 @@ def prepare(
         split: part -> ids, count or fraction (`make_split`).
         seed: of the split.
         workers: processes; 0 for one a core (at most 8), 1 for none beside this one.
+        slices: store cases so that axial slices are read fast, instead of patches; cases that are kept stay as they are.
         progress: called with a case id when that case is done.
 
     Raises:
@@ -93,7 +95,7 @@ def prepare(
         first = None
         if preprocessing.by_landmarks:
             first, preprocessing = _fitted(cohort, preprocessing, split, seed, processes)
-        work = partial(_prepare_case, folder=folder, preprocessing=preprocessing)
+        work = partial(_prepare_case, folder=folder, preprocessing=preprocessing, slices=slices)
         kept: dict[str, bool] = {}
         for case, result in run_each(work, cohort.cases, processes):
             if isinstance(result, Fault):
@@ -139,7 +141,7 @@ def infer_convention(cases: Iterable[CaseFiles]) -> LabelConvention:
     raise doubt
 
 
-def _prepare_case(case: CaseFiles, folder: Path, preprocessing: Preprocessing) -> bool:
+def _prepare_case(case: CaseFiles, folder: Path, preprocessing: Preprocessing, slices: bool) -> bool:
     """Make one case, unless it is there, complete and up to date; whether it was."""
     place = case_folder(folder, case.id)
     sources = _sources(case, preprocessing)
@@ -150,7 +152,7 @@ def _prepare_case(case: CaseFiles, folder: Path, preprocessing: Preprocessing) -
     classes = len(conventions[preprocessing.convention or ""].values) + 1
     _discard(place)
     with atomic_folder(place) as new:
-        store_case(new, case.id, prepared, preprocessing, sources, classes)
+        store_case(new, case.id, prepared, preprocessing, sources, classes, slices=slices)
     return False
 
 

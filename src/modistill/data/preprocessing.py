@@ -1,8 +1,10 @@
 """From a case as it was acquired to the array a network reads, and back again.
 
+0. Divide the modalities in `n4` by their bias field (`modistill.data.bias`), if any are named.
 1. Brain mask: voxels that are non-zero in every *available* modality with a zero background. A modality has one when most
    voxels on the six faces of its volume are exactly zero (skull-stripped, or air set to zero); CT and unstripped MR have
-   none. If no available modality has one, the mask is the whole volume.
+   none. If no available modality has one, the mask is the whole volume. `within="lungs"` ends it with the axial slices that
+   show lung in an available CT (`modistill.data.lungs`); a case without such a CT, or without lungs in it, stays whole.
 2. Crop to the bounding box of the mask.
 3. Normalise each modality inside the mask (`modistill.data.normalisation`); outside it is 0.
 4. Resample to `spacing_mm`, if one is asked for: images linearly, mask and labels to the nearest voxel. The new grid has the
@@ -23,13 +25,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from modistill.data.bias import correct_bias
 from modistill.data.case import Case
 from modistill.data.geometry import Geometry, Triple, centred, triple, tuples
+from modistill.data.lungs import lung_mask, lung_slices
 from modistill.data.naming import LabelConvention, conventions
 from modistill.data.normalisation import NAMES, Landmarks, Normalisation, Normalisations, landmarks, normalise
 from modistill.data.volume import Volume, require_same_grid
@@ -77,6 +81,8 @@ class Preprocessing:
         crop: cut to the bounding box of the brain mask.
         convention: name of the label convention; None takes what each case says.
         landmarks: modality -> standard landmarks of its training images, where it is normalised by them; `prepare` finds them.
+        within: "lungs" keeps the axial slices from the first to the last that shows lung in `ct`; elsewhere is background.
+        n4: modalities whose bias field is taken out.
 
     Raises:
         RecipeError: a value that makes no sense, with the ones that do.
@@ -90,9 +96,11 @@ class Preprocessing:
     crop: bool = True
     convention: str | None = None
     landmarks: Mapping[str, Landmarks] = field(default_factory=dict)
+    within: Literal["lungs"] | None = None
+    n4: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("modalities", "available", "spacing_mm", "size"):
+        for name in ("modalities", "available", "spacing_mm", "size", "n4"):
             object.__setattr__(self, name, tuples(getattr(self, name)))
         for name in ("modalities", "available"):
             listed = getattr(self, name)
@@ -107,6 +115,9 @@ class Preprocessing:
                 raise RecipeError(f"{name} needs three positive numbers, got {list(values)}")
         if self.convention is not None and self.convention not in conventions:
             raise RecipeError(f"unknown label convention {self.convention!r}", remedy=f"known: {', '.join(conventions)}")
+        if self.within not in (None, "lungs"):
+            raise RecipeError(f"within is {self.within!r}", remedy="lungs, or nothing")
+        object.__setattr__(self, "n4", tuple(name for name in dict.fromkeys(self.n4) if name in self.modalities))
 
     def _take_normalisation(self) -> None:
         """Plain values as they come from a file or a recipe; every modality must find its own."""
@@ -151,6 +162,10 @@ class Preprocessing:
         """The same preprocessing at test time: privileged modalities are not even looked at."""
         return replace(self, modalities=self.available)
 
+    def alone(self, modality: str) -> Preprocessing:
+        """The same for one modality, as if no other had ever been acquired."""
+        return replace(self, modalities=(modality,), available=(modality,))
+
     def for_subset(self, there: Collection[str]) -> Preprocessing:
         """The same for a case that has only these: mask and crop rest on those of the available modalities, else on all."""
         kept = tuple(name for name in self.available if name in there)
@@ -167,17 +182,15 @@ class Preprocessing:
             CaseError: no available modality, an empty brain mask, a constant modality, or larger than `size` in training.
             LabelError: label values outside the convention, or no convention known.
         """
-        grid = self._grid(case)
-        available = {name: case.images[name].voxels for name in self.available if name in case.images}
-        mask = brain_mask(available, case=case.id)
-        geometry = self._geometry(grid, mask)
+        case = self._corrected(case)
+        mask, notices = self._mask(case)
+        geometry = self._geometry(self._grid(case), mask)
         if training and geometry.is_cut:
             sizes = ["x".join(map(str, shape)) for shape in (geometry.resampled, geometry.prepared_shape)]
             raise CaseError(f"{sizes[0]} voxels do not fit size {sizes[1]}", case=case.id, remedy="train with a larger size")
         inside = mask[geometry.slices]
         images = np.zeros((len(self.modalities), *geometry.prepared_shape), dtype=np.float32)
         prepared_mask = geometry.forward(inside.astype(np.uint8)).astype(bool)
-        notices: list[str] = []
         for channel, name in zip(images, self.modalities, strict=True):
             if name in case.images:
                 voxels = case.images[name].voxels[geometry.slices].astype(np.float32)
@@ -196,8 +209,8 @@ class Preprocessing:
         Raises:
             CaseError: no available modality, or an empty brain mask.
         """
-        self._grid(case)
-        mask = brain_mask({name: case.images[name].voxels for name in self.available if name in case.images}, case=case.id)
+        case = self._corrected(case)
+        mask, _ = self._mask(case)
         return {name: landmarks(case.images[name].voxels[mask]) for name in self.by_landmarks if name in case.images}
 
     def restore(self, maps: NDArray[Any], geometry: Geometry, outside: ArrayLike = 0) -> NDArray[Any]:
@@ -227,6 +240,28 @@ class Preprocessing:
             f"has {', '.join(case.modalities)}, none of the available modalities {', '.join(self.available)}", case=case.id
         )
 
+    def _corrected(self, case: Case) -> Case:
+        """The case without the bias fields of the modalities in `n4`."""
+        images = dict(case.images)
+        for name in self.n4:
+            if name in images:
+                found = correct_bias(images[name].voxels, images[name].spacing_mm, modality=name, case=case.id)
+                images[name] = images[name].with_voxels(found)
+        return replace(case, images=images)
+
+    def _mask(self, case: Case) -> tuple[Mask, list[str]]:
+        """The brain mask, of the lungs' slices where these are asked for, and what a user should know about it."""
+        self._grid(case)
+        mask = brain_mask({name: case.images[name].voxels for name in self.available if name in case.images}, case=case.id)
+        if self.within is None or "ct" not in self.available or "ct" not in case.images:
+            return mask, []
+        ct = case.images["ct"]
+        (shown,) = np.nonzero(lung_slices(mask & lung_mask(ct.voxels, ct.spacing_mm)))
+        if not len(shown):
+            return mask, ["no lungs found in ct: all slices are kept"]
+        mask[..., : shown[0]] = mask[..., shown[-1] + 1 :] = False
+        return mask, []
+
     def _geometry(self, grid: Volume, mask: Mask) -> Geometry:
         box = _bounding_box(mask) if self.crop else tuple((0, n) for n in grid.shape)
         spacing = triple(round(size, 6) for size in grid.spacing_mm)
@@ -250,7 +285,7 @@ class Preprocessing:
             raise error.at(case.id) from None
         box = classes[geometry.slices]
         if lost := int(np.count_nonzero(classes) - np.count_nonzero(box)):
-            notices.append(f"{lost} labelled voxels lie outside the bounding box of the brain")
+            notices.append(f"{lost} labelled voxels lie outside the crop")
         return geometry.forward(box)
 
     def _convention(self, case: Case) -> LabelConvention:

@@ -16,7 +16,10 @@ that NumPy needs.
 
 All modalities lie in one block of 8 x 8 whole rows, in chunks of 32 x 32 rows, packed by LZ4 without a filter. Of 22 shapes,
 codecs and filters this reads patches of 64, 96 and 128 voxels fastest; most of the time goes into copying rows, so unbroken
-rows count more than the codec. (An axial slice crosses all rows: it costs as much as the case.)
+rows count more than the codec. An axial slice crosses all rows there. Networks of slices read cases whose blocks are 64 x 128
+pixels of one slice, in chunks of 8 slices: a slice of 256 x 256 costs them a seventh, a patch of 96 voxels three times as much
+(benchmarks/loading.py --slices). Every shape between these that was tried, rows of 8, 16 or 32 voxels, slows patches by 15 to
+50 %, so the blocks are chosen when cases are stored. The values are the same, and each file says how it is cut.
 """
 
 from __future__ import annotations
@@ -42,7 +45,9 @@ __all__ = ["FORMAT", "CaseEntry", "Plan", "PreparedCase", "PreparedCohort", "Sou
 
 FORMAT = 1
 IMAGES, LABELS, ENTRY, PLAN, SPLIT = "images.b2nd", "labels.b2nd", "case.json", "plan.json", "split.json"
-_CHUNK, _BLOCK = 32, 8  # voxels along the first two axes; rows along the third are never broken
+_WHOLE = 2**31 - 1  # rows that are not broken
+_PATCHES = (32, 32, _WHOLE), (8, 8, _WHOLE)  # chunk and block, in voxels
+_SLICES = (128, 128, 8), (64, 128, 1)
 _SAMPLE = 512  # foreground voxels remembered for each class
 
 Source: TypeAlias = tuple[str, int, int]  # path, bytes, time of last change in ns
@@ -294,9 +299,25 @@ def case_folder(cohort: Path, case: str) -> Path:
 
 
 def store_case(
-    folder: Path, case: str, prepared: Prepared, preprocessing: Preprocessing, sources: Sequence[Source], classes: int
+    folder: Path,
+    case: str,
+    prepared: Prepared,
+    preprocessing: Preprocessing,
+    sources: Sequence[Source],
+    classes: int,
+    *,
+    slices: bool = False,
 ) -> None:
     """Write the three files of a case into a folder that exists (and that nobody reads yet).
+
+    Args:
+        folder: of the case.
+        case: its id.
+        prepared: its arrays.
+        preprocessing: how they were made.
+        sources: from which files.
+        classes: number of them, background included.
+        slices: in blocks for networks of axial slices, instead of patches.
 
     Raises:
         CaseError: the case has no reference labels.
@@ -305,8 +326,8 @@ def store_case(
     labels = prepared.labels
     if labels is None:
         raise CaseError("no reference labels", case=case, remedy="add them; predict takes cases as they are")
-    write_bytes(folder / IMAGES, _pack(prepared.images.astype(np.float16)))
-    write_bytes(folder / LABELS, _pack(labels))
+    write_bytes(folder / IMAGES, _pack(prepared.images.astype(np.float16), slices))
+    write_bytes(folder / LABELS, _pack(labels, slices))
     counts = np.bincount(labels.ravel(), minlength=classes)
     inside = np.count_nonzero(prepared.mask & (labels == 0))
     entry = CaseEntry(
@@ -339,11 +360,11 @@ def _sample(labels: NDArray[np.uint8], value: int) -> tuple[int, ...]:
     return tuple(int(voxel) for voxel in voxels)
 
 
-def _pack(array: NDArray[Any]) -> bytes:
+def _pack(array: NDArray[Any], slices: bool) -> bytes:
     import blosc2
 
-    channels, (d, h, w) = array.shape[:-3], array.shape[-3:]
-    chunks, blocks = ((*channels, min(d, edge), min(h, edge), w) for edge in (_CHUNK, _BLOCK))
+    channels, shape = array.shape[:-3], array.shape[-3:]
+    chunks, blocks = ((*channels, *map(min, shape, edges)) for edges in (_SLICES if slices else _PATCHES))
     settings = {"codec": blosc2.Codec.LZ4, "clevel": 1, "filters": [blosc2.Filter.NOFILTER], "nthreads": 1}
     return bytes(blosc2.asarray(array, chunks=chunks, blocks=blocks, cparams=settings).to_cframe())
 

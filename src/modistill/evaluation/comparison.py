@@ -12,13 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from modistill.errors import ScoreError
-from modistill.evaluation.protocol import METRICS, Protocol
+from modistill.evaluation.protocol import METRICS, Rules
 from modistill.evaluation.scores import Score, Scores, refuse_repeated
 from modistill.evaluation.statistics import Difference, Summary, TestResult, compare_paired, holm
 
-__all__ = ["DEFAULT_METRICS", "Comparison", "ComparisonTable", "arm_of", "compare"]
-
-DEFAULT_METRICS = ("dice", "hausdorff95_mm", "surface_dice")
+__all__ = ["Comparison", "ComparisonTable", "arm_of", "compare"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class ComparisonTable:
     lines: tuple[Comparison, ...]
     cases: tuple[str, ...]
     left_out: tuple[str, ...]
-    protocol: Protocol
+    protocol: Rules
     family: tuple[int, int]
     resamples: int
     seed: int
@@ -81,7 +79,7 @@ def compare(
     tables: Sequence[Scores],
     control: str,
     *,
-    metrics: Collection[str] = DEFAULT_METRICS,
+    metrics: Collection[str] | None = None,
     common: bool = False,
     resamples: int = 9999,
     seed: int = 0,
@@ -91,7 +89,7 @@ def compare(
     Args:
         tables: score tables; runs named `arm/seed` are seeds of one arm.
         control: name of the control arm.
-        metrics: names of the metrics, in the order of the table.
+        metrics: names of the metrics, in the order of the table; None for those that lead in the tables' protocol.
         common: compare the cases that all runs share, where their cases differ.
         resamples: of each bootstrap.
         seed: of each bootstrap.
@@ -99,6 +97,8 @@ def compare(
     Raises:
         ScoreError: no such control or metric, no other arm, different protocols, cases or regions, or a row twice.
     """
+    if metrics is None:
+        metrics = tables[0].protocol.headline if tables else ()
     for name in metrics:
         if name not in METRICS:
             raise ScoreError(f"no metric named {name}", remedy=f"known: {', '.join(METRICS)}")
@@ -122,11 +122,11 @@ def compare(
     return ComparisonTable(control, corrected, cases, left_out, protocol, family, resamples, seed)
 
 
-def _one_protocol(tables: Sequence[Scores], scales: bool) -> Protocol:
+def _one_protocol(tables: Sequence[Scores], scales: bool) -> Rules:
     """The protocol of all tables; the scale of uncertainty is part of it where `scales` matter."""
     if not tables:
         raise ScoreError("no scores given", remedy="give the score files of two runs or more")
-    protocols = [table.protocol if scales else replace(table.protocol, uncertainty="") for table in tables]
+    protocols = [table.protocol if scales else table.protocol.without_scale() for table in tables]
     for table, protocol in zip(tables, protocols, strict=True):
         if protocol != protocols[0]:
             raise ScoreError(

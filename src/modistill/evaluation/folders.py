@@ -37,7 +37,7 @@ from modistill.evaluation.uncertainty import (
 from modistill.files import read_json
 from modistill.metrics.surface import bounding_box
 
-__all__ = ["Evaluation", "evaluate_folders", "evaluate_subsets", "ids_that_count", "score_labels"]
+__all__ = ["Evaluation", "evaluate_folders", "evaluate_subsets", "find_labels", "ids_that_count", "label_maps", "score_labels"]
 
 _T = TypeVar("_T")
 _Answer = TypeVar("_Answer")
@@ -156,8 +156,8 @@ def evaluate_folders(
         LabelError: the label convention is unknown or ambiguous.
     """
     predictions, references = Path(predictions), Path(references)
-    files = _label_maps(predictions)
-    known, faults = _references(references, files, labels)
+    files = label_maps(predictions)
+    known, faults = find_labels(references, files, labels)
     if cases is not None:
         absent = (CaseError("has no reference labels", case=case, file=references) for case in sorted(set(cases) - set(known)))
         faults += map(Fault.of, absent)
@@ -333,7 +333,7 @@ def _run_named_by(files: Iterable[Path]) -> str | None:
     return str(runs.pop()) if len(runs) == 1 and None not in runs else None
 
 
-def _label_maps(folder: Path) -> dict[str, Path]:
+def label_maps(folder: Path) -> dict[str, Path]:
     """Case id -> file of the .nii and .nii.gz files that lie directly in a folder."""
     if not folder.is_dir():
         raise FileError("is not a folder", file=folder, remedy="give the folder that `modistill predict` wrote")
@@ -350,9 +350,9 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
-def _references(folder: Path, predictions: Collection[str], labels: str | None) -> tuple[dict[str, _Reference], list[Fault]]:
+def find_labels(folder: Path, predictions: Collection[str], labels: str | None) -> tuple[dict[str, _Reference], list[Fault]]:
     """Case id -> reference labels and their convention, and what was wrong with the cohort."""
-    flat = _label_maps(folder) if folder.is_dir() else {}
+    flat = label_maps(folder) if folder.is_dir() else {}
     if set(flat) & set(predictions):
         files: dict[str, tuple[Path, str | None]] = {case: (path, None) for case, path in flat.items()}
         faults: list[Fault] = []

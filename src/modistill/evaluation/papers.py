@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from modistill.evaluation.comparison import arm_of, compare
 from modistill.evaluation.protocol import METRICS
@@ -13,6 +13,7 @@ from modistill.evaluation.tables import TextTable, number, p_value
 
 __all__ = ["cost_table", "paper_table"]
 
+_TESTS = {"t": "paired t-test", "wilcoxon": "Wilcoxon's signed-rank test"}
 Published = Mapping[str, Mapping[str, tuple[float, float]]]
 
 
@@ -23,19 +24,21 @@ def paper_table(
     beside: str | None = None,
     apart: Collection[str] = (),
     published: Published | None = None,
+    test: Literal["t", "wilcoxon"] = "t",
     title: str = "",
 ) -> tuple[TextTable, list[str]]:
     """Mean and SD of every arm in every region, and what the best one beats.
 
-    In each region the best arm is compared with every other by a paired t-test over cases, as in HAD-Net's Table 1; here each
-    case is averaged over seeds first, and Holm's correction is applied.
+    In each region the best arm is compared with every other by a paired test over cases: HAD-Net's tables have the t-test,
+    CMEDL's Wilcoxon's signed ranks. Here each case is averaged over seeds first, and Holm's correction is applied.
 
     Args:
         tables: scores of all runs, named `arm/seed`.
         metric: which number.
         beside: a metric whose mean is shown in a column of its own beside each region.
         apart: arms that saw privileged data: shown, and not compared.
-        published: arm -> region -> mean and SD of a paper, in per cent as papers print them.
+        published: arm -> mean and SD of a paper: for a region, of Dice in per cent; for "metric/region", of this metric.
+        test: of the best arm against the others.
         title: above the table.
 
     Returns:
@@ -56,36 +59,33 @@ def paper_table(
     for arm in dict.fromkeys(best.values()):
         found = compare([t for t in tables if arm_of(t.runs[0]) in rivals], arm, metrics=(metric,), resamples=100)
         for region in (r for r in regions if best[r] == arm):
-            p = [line.difference.t.adjusted for line in found.lines if line.region == region and line.difference]
+            differences = [line.difference for line in found.lines if line.region == region and line.difference]
+            p = [(one.t if test == "t" else one.wilcoxon).adjusted for one in differences]
             known = [value for value in p if value is not None]
             beats = sum(value < 0.05 for value in known)
             largest[region] = f"{region}: {arm} is best; p < 0.05 against {beats} of {len(p)} others" + (
                 f", largest p {p_value(max(known))}" if known else ""
             )
+    theirs = {(arm, region): _published((published or {}).get(arm, {}), metric, region) for arm in arms for region in regions}
     rows = []
     for arm in arms:
         ours = [_cell(summaries[arm, region], metric) + ("*" if best[region] == arm else "") for region in regions]
-        theirs = (published or {}).get(arm, {})
-        paper = (
-            [f"{theirs[r][0] / 100:.3f} ± {theirs[r][1] / 100:.3f}" if r in theirs else "-" for r in regions]
-            if published
-            else []
-        )
+        paper = [theirs[arm, region] or "-" for region in regions] if any(theirs.values()) else []
         second = [number(others[arm, region].mean, beside) for region in regions] if beside else []
         rows.append((arm, *ours, *second, *paper))
     header = (
         "arm",
         *regions,
         *((f"{region}, {METRICS[beside].title}" for region in regions) if beside else ()),
-        *((f"{region} published" for region in regions) if published else ()),
+        *((f"{region} published" for region in regions) if any(theirs.values()) else ()),
     )
     notes = [
         f"{METRICS[metric].title}, mean ± SD over {len(everything.cases)} cases, each averaged over the seeds of an arm first; "
         "* best in its column" + (f"; {', '.join(apart)} saw privileged sequences" if apart else ""),
         *(largest[region] for region in regions),
-        "p: paired t-test of the best arm against the others, after Holm's correction over all regions it is compared in",
+        f"p: {_TESTS[test]} of the best arm against the others, after Holm's correction over all regions it is compared in",
     ]
-    if published:
+    if any(theirs.values()):
         notes.append("published: the paper's own numbers, on its data; not comparable with ours")
     return TextTable(title or METRICS[metric].title, header, tuple(rows)), notes
 
@@ -112,6 +112,17 @@ def cost_table(costs: Mapping[str, Sequence[Mapping[str, Any]]]) -> TextTable:
         )
     header = ("arm", "parameters (M)", "in training (M)", "GFLOP a case", "minutes", "peak GB")
     return TextTable("Cost, mean over seeds", header, tuple(rows))
+
+
+def _published(numbers: Mapping[str, tuple[float, float]], metric: str, region: str) -> str:
+    """Mean and SD of a paper, or nothing."""
+    if f"{metric}/{region}" in numbers:
+        mean, sd = numbers[f"{metric}/{region}"]
+    elif metric == "dice" and region in numbers:
+        mean, sd = (value / 100 for value in numbers[region])
+    else:
+        return ""
+    return f"{number(mean, metric)} ± {number(sd, metric)}"
 
 
 def _order(summary: Summary, lower: bool) -> float:

@@ -1,4 +1,4 @@
-"""The protocol: every rule that a table of scores depends on, in one value that is printed with the table.
+"""Protocols: every rule that a table of scores depends on, in one value that is printed with the table.
 
 Numbers of two tables may be compared only where their protocols are equal, and papers differ in exactly these rules: what an
 empty region counts, which HD95 is meant, how Dice is smoothed. None of them has a right answer; all of them have to be said.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,10 @@ from numpy.typing import NDArray
 from modistill.errors import RecipeError, ScoreError
 from modistill.metrics.overlap import dice
 from modistill.metrics.surface import bounding_box, surface_distances
+from modistill.metrics.synthesis import SSIM_SIGMA, SSIM_WINDOW, kl_divergence, mae, nmae, psnr, ssim_map, worst_kl
 from modistill.metrics.volume import volume_ml
 
-__all__ = ["METRICS", "Metric", "Protocol", "Status", "UncertaintyScale"]
+__all__ = ["METRICS", "Metric", "Protocol", "Rules", "Status", "SynthesisProtocol", "UncertaintyScale", "protocol_from_json"]
 
 UncertaintyScale: TypeAlias = Literal["theoretical", "case", "cohort"]
 Status: TypeAlias = Literal["measured", "both_empty", "one_empty", "failed"]
@@ -44,7 +46,7 @@ class Metric:
     title: str
     unit: str
     better: Literal["higher", "lower"] | None
-    rests_on: Literal["labels", "uncertainty", "probabilities"] = "labels"
+    rests_on: Literal["labels", "uncertainty", "probabilities", "synthesis"] = "labels"
 
 
 _THRESHOLDS = (75, 50, 25)  # of uncertainty, shown in papers; nothing is filtered at 100
@@ -69,14 +71,88 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             *(Metric(f"qu_ftn_{t}", f"filtered TN at {t}", "", "lower", "uncertainty") for t in _THRESHOLDS),
             Metric("uncertainty_mean", "mean uncertainty in the brain", "%", None, "uncertainty"),
             Metric("ece", "calibration error", "", "lower", "probabilities"),
+            # Of synthetic images against real ones (modistill.metrics.synthesis).
+            Metric("psnr", "PSNR", "dB", "higher", "synthesis"),
+            Metric("ssim", "SSIM", "", "higher", "synthesis"),
+            Metric("mae", "MAE", "", "lower", "synthesis"),
+            Metric("nmae", "NMAE", "", "lower", "synthesis"),
+            Metric("kl", "KL(real, synthetic)", "", "lower", "synthesis"),
+            Metric("kl_reverse", "KL(synthetic, real)", "", "lower", "synthesis"),
         )
     }
 )
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """The rules of one evaluation.
+class Rules(ABC):
+    """What every protocol can do.
+
+    Attributes:
+        headline: the metrics that a comparison shows if none are asked for.
+    """
+
+    headline: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def describe(self) -> tuple[str, ...]:
+        """The rules in words, one line each, as printed below every table."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object, from which `protocol_from_json` makes the protocol again."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The protocol that `to_json` wrote.
+
+        Raises:
+            ScoreError: entries are missing or foreign (scores of another version).
+        """
+        names = {field.name for field in fields(cls)}
+        if set(content) != names:
+            differing = ", ".join(sorted(set(content) ^ names))
+            raise ScoreError(f"foreign protocol, differs in: {differing}", remedy="evaluate again with this version")
+        return cls(**content)
+
+    @property
+    def uncertainty(self) -> str:
+        """Scale of uncertainty maps; "" where none are scored."""
+        return ""
+
+    def without_scale(self) -> Self:
+        """The same rules for metrics that do not rest on the scale of uncertainty."""
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Eight characters that tell two protocols apart at a glance."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:8]
+
+    def differences(self, other: Rules) -> str:
+        """What sets two protocols apart, as text; "" where they are equal.
+
+        Example:
+            >>> Protocol().differences(Protocol(tolerance_mm=2))
+            'tolerance_mm 1.0 and 2'
+        """
+        if type(self) is not type(other):
+            return "one is of label maps, one of synthetic images"
+        pairs = ((name, value, getattr(other, name)) for name, value in asdict(self).items())
+        return ", ".join(f"{name} {ours} and {theirs}" for name, ours, theirs in pairs if ours != theirs)
+
+
+def protocol_from_json(content: Mapping[str, Any]) -> Rules:
+    """The protocol that `to_json` wrote, of either kind.
+
+    Raises:
+        ScoreError: entries are missing or foreign (scores of another version).
+    """
+    return SynthesisProtocol.from_json(content) if "target" in content else Protocol.from_json(content)
+
+
+@dataclass(frozen=True)
+class Protocol(Rules):
+    """The rules of one evaluation of label maps.
 
     Attributes:
         both_empty: what a region counts that neither the reference nor the prediction has. "perfect": Dice 1, surface Dice 1,
@@ -100,6 +176,8 @@ class Protocol:
     A case without a usable prediction *failed*: Dice 0, surface Dice 0, HD95 the penalty, in every region, whatever the
     reference holds; so a failed case never improves a mean.
     """
+
+    headline = ("dice", "hausdorff95_mm", "surface_dice")
 
     both_empty: Literal["perfect", "undefined"] = "perfect"
     penalty_mm: float = 373.13
@@ -161,33 +239,14 @@ class Protocol:
         return content
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Protocol:
-        """The protocol that `to_json` wrote.
-
-        Raises:
-            ScoreError: entries are missing or foreign (scores of another version).
-        """
-        names = {field.name for field in fields(cls)}
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """See `Rules`."""
         content = {"uncertainty": "", **content}  # versions that did not score uncertainty did not name it
-        if set(content) != names:
-            differing = ", ".join(sorted(set(content) ^ names))
-            raise ScoreError(f"foreign protocol, differs in: {differing}", remedy="evaluate again with this version")
-        return cls(**{**content, "penalty_mm": float(content["penalty_mm"])})
+        return super().from_json({name: float(value) if name == "penalty_mm" else value for name, value in content.items()})
 
-    @property
-    def digest(self) -> str:
-        """Eight characters that tell two protocols apart at a glance."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:8]
-
-    def differences(self, other: Protocol) -> str:
-        """What sets two protocols apart, as text; "" where they are equal.
-
-        Example:
-            >>> Protocol().differences(Protocol(tolerance_mm=2))
-            'tolerance_mm 1.0 and 2'
-        """
-        pairs = ((name, value, getattr(other, name)) for name, value in asdict(self).items())
-        return ", ".join(f"{name} {ours} and {theirs}" for name, ours, theirs in pairs if ours != theirs)
+    def without_scale(self) -> Self:
+        """See `Rules`."""
+        return replace(self, uncertainty="")
 
     def score(
         self, region: str, prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing_mm: Sequence[float]
@@ -233,6 +292,97 @@ class Protocol:
         if self.both_empty == "undefined":
             return dict.fromkeys(self._worst(), math.nan)
         return {"dice": 1.0, "hausdorff95_mm": 0.0, "surface_dice": 1.0}
+
+
+@dataclass(frozen=True)
+class SynthesisProtocol(Rules):
+    """The rules by which synthetic images are scored against real ones of the same patients.
+
+    Both are compared on the scale of the target's normalisation, which decides every number: a scale with room to spare makes
+    errors small. The landmarks are part of it.
+
+    Attributes:
+        target: modality of the images.
+        normalisation: of the real images, as `modistill.data.normalisation.spell` writes it.
+        lowest: what 0 of the normalised image stands for.
+        highest: what 1 stands for.
+        landmarks: standard landmarks of the training images, where the normalisation has some.
+        within: what the network was shown of a patient, such as "lungs"; nothing else counts. "" for everything.
+        body_above: share of the scale; voxels in which the real image lies above it are the region "body".
+        dims: 2 for SSIM slice by slice, 3 for windows of volumes.
+        bins: of the histograms.
+        epsilon: added to the share of every bin.
+
+    A case without a usable translation *failed*: it counts the worst value of every metric.
+    """
+
+    headline = ("psnr", "ssim", "nmae", "kl")
+
+    target: str
+    normalisation: str
+    lowest: float = 0.0
+    highest: float = 1.0
+    landmarks: tuple[float, ...] = ()
+    within: str = ""
+    body_above: float = 0.0
+    dims: int = 2
+    bins: int = 256
+    epsilon: float = 1e-6
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "landmarks", tuple(self.landmarks))
+        if not 0 <= self.body_above < 1:
+            raise RecipeError(f"body_above is a share of the scale, got {self.body_above:g}", remedy="give 0 or more, below 1")
+        if self.dims not in (2, 3):
+            raise RecipeError(f"SSIM has windows of 2 or 3 axes, got {self.dims}")
+
+    def describe(self) -> tuple[str, ...]:
+        """See `Rules`."""
+        edge = "x".join([str(SSIM_WINDOW)] * self.dims)
+        where = "slice by slice" if self.dims == 2 else "in volumes"
+        known = " (of the training images)" if self.landmarks else ""
+        body = "its lowest value" if not self.body_above else f"{100 * self.body_above:g} % of it"
+        return (
+            f"scale: {self.target} normalised by {self.normalisation}{known}, {self.lowest:g} to {self.highest:g}, clipped",
+            f"body: voxels in which the real image lies above {body}; other regions: labels of the reference",
+            *((f"within: only the axial slices that show {self.within}",) if self.within else ()),
+            "PSNR: 10 log10(range^2 / mean squared error), range that of the scale; MAE: in its units; NMAE: MAE / range",
+            f"SSIM: {where}, Gaussian window {edge}, sigma {SSIM_SIGMA}; mean over voxels whose window lies inside the image",
+            f"KL: of histograms, {self.bins} bins over the scale, {self.epsilon:g} added to the share of each; in nats",
+            "no voxel in a region: undefined, left out and counted",
+            f"no usable translation (failed): PSNR 0, SSIM -1, NMAE 1, KL {worst_kl(self.bins, self.epsilon):.2f}",
+        )
+
+    def score(
+        self, synthetic: NDArray[np.float32], real: NDArray[np.float32], regions: Mapping[str, NDArray[np.bool_]]
+    ) -> dict[str, dict[str, float]]:
+        """All metrics of every region of one case; NaN in a region without a voxel.
+
+        Args:
+            synthetic: (D, H, W) from 0 to 1.
+            real: (D, H, W) from 0 to 1.
+            regions: name -> binary map (D, H, W).
+        """
+        similarity = ssim_map(synthetic, real, dims=self.dims)
+        values = {}
+        for name, mask in {"body": real > self.body_above, **regions}.items():
+            s, r = synthetic[mask], real[mask]
+            seen = similarity[mask]
+            seen = seen[~np.isnan(seen)]
+            values[name] = {
+                "psnr": psnr(s, r),
+                "ssim": float(seen.mean()) if seen.size else math.nan,
+                "mae": mae(s, r) * (self.highest - self.lowest),
+                "nmae": nmae(s, r),
+                "kl": kl_divergence(r, s, bins=self.bins, epsilon=self.epsilon),
+                "kl_reverse": kl_divergence(s, r, bins=self.bins, epsilon=self.epsilon),
+            }
+        return values
+
+    def score_failed(self) -> dict[str, float]:
+        """What a region counts for which there is no usable translation."""
+        kl = worst_kl(self.bins, self.epsilon)
+        return {"psnr": 0.0, "ssim": -1.0, "mae": self.highest - self.lowest, "nmae": 1.0, "kl": kl, "kl_reverse": kl}
 
 
 def _volumes(prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing_mm: Sequence[float]) -> dict[str, float]:

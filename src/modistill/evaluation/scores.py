@@ -17,7 +17,7 @@ from typing import Any, cast, get_args
 
 import modistill
 from modistill.errors import FileError, ScoreError
-from modistill.evaluation.protocol import METRICS, Protocol, Status
+from modistill.evaluation.protocol import METRICS, Rules, Status, protocol_from_json
 from modistill.files import read_json, write_json, write_text
 
 __all__ = ["Score", "Scores", "read_scores", "refuse_repeated", "require_csv", "write_scores"]
@@ -63,7 +63,7 @@ class Scores:
     """
 
     rows: tuple[Score, ...]
-    protocol: Protocol
+    protocol: Rules
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -170,7 +170,7 @@ def read_scores(path: Path) -> Scores:
         raise ScoreError(f"columns are not {', '.join(_COLUMNS)}", file=path, remedy="run `modistill evaluate` again")
     parsed = tuple(_parse(row, path, line) for line, row in enumerate(rows, start=2))
     refuse_repeated(parsed, path)
-    return Scores(parsed, Protocol.from_json(facts["protocol"]))
+    return Scores(parsed, protocol_from_json(facts["protocol"]))
 
 
 def _parse(row: Sequence[str], path: Path, line: int) -> Score:

@@ -1,22 +1,29 @@
-"""Predicting many cases: each for itself, so that a bad one costs nobody else anything."""
+"""Predicting or translating many cases: each for itself, so that a bad one costs nobody else anything."""
 
 from __future__ import annotations
 
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
+import torch
+
 from modistill.data.cohort import CaseFiles, Fault
 from modistill.errors import ModistillError
-from modistill.inference.outputs import OutputFolder, source_digests
+from modistill.inference.model import Model
+from modistill.inference.outputs import CaseFolder, OutputFolder, TranslationFolder, source_digests
 from modistill.inference.predictor import Predictor
+from modistill.inference.translator import Translator
+from modistill.inference.windows import OnWindow
 
-__all__ = ["CaseRow", "Progress", "exit_code", "predict_cohort"]
+__all__ = ["CaseRow", "Progress", "exit_code", "predict_cohort", "translate_cohort"]
 
 Progress: TypeAlias = Callable[[str, str, float], None]  # case, model, fraction of the case that is done
+_Work: TypeAlias = Callable[[CaseFiles], "CaseRow"]
+_DONE_BEFORE = "done by an earlier run"
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,33 @@ def predict_cohort(
     Yields:
         One row a case, first those of the faults. Errors of a case become its row and are not raised.
     """
+
+    def one(case: CaseFiles) -> CaseRow:
+        return _predict_one(predictor, case, output, progress)
+
+    yield from _each(cases, one, output, faults, _about(predictor.models, predictor.device))
+
+
+def translate_cohort(
+    translator: Translator,
+    cases: Sequence[CaseFiles],
+    output: TranslationFolder,
+    *,
+    faults: Sequence[Fault] = (),
+    progress: Progress | None = None,
+) -> Iterator[CaseRow]:
+    """Translate case after case, as `predict_cohort` predicts them."""
+
+    def one(case: CaseFiles) -> CaseRow:
+        return _translate_one(translator, case, output, progress)
+
+    yield from _each(cases, one, output, faults, _about([translator.model], translator.device))
+
+
+def _each(
+    cases: Sequence[CaseFiles], one: _Work, output: CaseFolder, faults: Sequence[Fault], about: Mapping[str, Any]
+) -> Iterator[CaseRow]:
+    """The rows of the faults, then that of each case; what is raised becomes the row of its case."""
     refused = {fault.case: fault for fault in faults if fault.severity == "error" and fault.case is not None}
     rows = [CaseRow(name, "failed", None, (), one.reason, one.file, one.remedy) for name, one in refused.items() if name]
     others = [str(fault) for fault in faults if fault not in refused.values()]
@@ -78,11 +112,11 @@ def predict_cohort(
         output.clear(row.case)
         yield row
     for case in cases:
-        row = _predict_one(predictor, case, output, progress)
+        row = _attempt(one, case, output)
         rows.append(row)
-        output.write_report(_report(predictor, rows, others, len(cases) + len(refused)))
+        output.write_report(_report(rows, others, len(cases) + len(refused), about))
         yield row
-    output.write_report(_report(predictor, rows, others, len(cases) + len(refused)))
+    output.write_report(_report(rows, others, len(cases) + len(refused), about))
 
 
 def exit_code(rows: Sequence[CaseRow]) -> int:
@@ -98,29 +132,51 @@ def exit_code(rows: Sequence[CaseRow]) -> int:
 
 def _predict_one(predictor: Predictor, case: CaseFiles, output: OutputFolder, progress: Progress | None) -> CaseRow:
     begin = time.monotonic()
+    output.require_name(case.id)
+    model = predictor.choose(case.modalities, case=case.id)
+    on_window = _telling(progress, case.id, model.name)
+    used = model.uses(predictor.allowed(case.modalities))
+    made_with = predictor.settings(model) | {
+        "convention": predictor.convention(case, model).name,
+        "probabilities": output.probabilities,
+    }
+    inputs = source_digests(case, used)
+    if output.is_done(case, made_with, inputs):
+        return CaseRow(case.id, "skipped", model.name, used, _DONE_BEFORE)
+    output.clear(case.id)
+    found = predictor.predict(case, on_window=on_window)
+    output.write(found, made_with, inputs, time.monotonic() - begin)
+    seconds = round(time.monotonic() - begin, 2)
+    return CaseRow(case.id, "done", model.name, used, found.reason, seconds=seconds, notices=found.notices)
+
+
+def _translate_one(translator: Translator, case: CaseFiles, output: TranslationFolder, progress: Progress | None) -> CaseRow:
+    begin = time.monotonic()
+    name, used = translator.model.name, translator.require_source(case.modalities)
+    on_window = _telling(progress, case.id, name)
+    made_with, inputs = translator.settings(), source_digests(case, used)
+    if output.is_done(case, made_with, inputs):
+        return CaseRow(case.id, "skipped", name, used, _DONE_BEFORE)
+    output.clear(case.id)
+    made = translator.translate(case, on_window=on_window)
+    output.write(made, made_with, inputs, time.monotonic() - begin)
+    seconds = round(time.monotonic() - begin, 2)
+    reason = f"{name} translates {'+'.join(used)} into {made.target}"
+    return CaseRow(case.id, "done", name, used, reason, seconds=seconds, notices=made.notices)
+
+
+def _telling(progress: Progress | None, case: str, model: str) -> OnWindow | None:
+    """Who is told of the windows of a case; told at once that it begins."""
+    if progress is None:
+        return None
+    progress(case, model, 0.0)
+    return lambda done, total: progress(case, model, done / total)
+
+
+def _attempt(one: _Work, case: CaseFiles, output: CaseFolder) -> CaseRow:
+    begin = time.monotonic()
     try:
-        output.require_name(case.id)
-        model = predictor.choose(case.modalities, case=case.id)
-        if progress is not None:
-            progress(case.id, model.name, 0.0)
-        used = model.uses(predictor.allowed(case.modalities))
-        made_with = predictor.settings(model) | {
-            "convention": predictor.convention(case, model).name,
-            "probabilities": output.probabilities,
-        }
-        inputs = source_digests(case, used)
-        if output.is_done(case, made_with, inputs):
-            return CaseRow(case.id, "skipped", model.name, used, "done by an earlier run")
-        output.clear(case.id)
-
-        def on_window(done: int, total: int) -> None:
-            if progress is not None:
-                progress(case.id, model.name, done / total)
-
-        found = predictor.predict(case, on_window=on_window)
-        output.write(found, made_with, inputs, time.monotonic() - begin)
-        seconds = round(time.monotonic() - begin, 2)
-        return CaseRow(case.id, "done", model.name, used, found.reason, seconds=seconds, notices=found.notices)
+        return one(case)
     except ModistillError as error:
         output.clear(case.id)
         seconds = round(time.monotonic() - begin, 2)
@@ -137,13 +193,10 @@ def _predict_one(predictor: Predictor, case: CaseFiles, output: OutputFolder, pr
         )
 
 
-def _report(predictor: Predictor, rows: Sequence[CaseRow], faults: Sequence[str], total: int) -> dict[str, Any]:
-    counts = Counter(row.status for row in rows)
+def _about(models: Sequence[Model], device: torch.device) -> dict[str, Any]:
+    """Who works, and where."""
     return {
-        "cases": total,
-        **{status: counts[status] for status in ("done", "skipped", "failed")},
-        "not_yet": total - len(rows),
-        "device": str(predictor.device),
+        "device": str(device),
         "models": [
             {
                 "name": model.name,
@@ -152,8 +205,18 @@ def _report(predictor: Predictor, rows: Sequence[CaseRow], faults: Sequence[str]
                 "source": str(model.source),
                 "digest": model.digest,
             }
-            for model in predictor.models
+            for model in models
         ],
+    }
+
+
+def _report(rows: Sequence[CaseRow], faults: Sequence[str], total: int, about: Mapping[str, Any]) -> dict[str, Any]:
+    counts = Counter(row.status for row in rows)
+    return {
+        "cases": total,
+        **{status: counts[status] for status in ("done", "skipped", "failed")},
+        "not_yet": total - len(rows),
+        **about,
         "faults": list(faults),
         "rows": [asdict(row) for row in rows],
     }

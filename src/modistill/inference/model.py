@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from modistill.data.naming import LabelConvention
@@ -30,6 +30,7 @@ class Model:
         digest: SHA-256 of its weights.
         overlap: of neighbouring windows.
         mirror: axes (0, 1, 2) over which its predictions are mirrored and averaged.
+        targets: modality it translates into -> how a real image of it was prepared for training; empty if it segments.
 
     Raises:
         ModelError: method and preprocessing do not speak of the same channels.
@@ -44,6 +45,7 @@ class Model:
     digest: str = ""
     overlap: float = 0.5
     mirror: tuple[int, ...] = ()
+    targets: Mapping[str, Preprocessing] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.preprocessing.modalities != self.reads:

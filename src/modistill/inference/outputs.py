@@ -1,4 +1,4 @@
-"""The folder of predictions: what lies in it, and when a case in it is done.
+"""The folders of predictions and of translations: what lies in them, and when a case in them is done.
 
     OUT/
       CASE.nii.gz                        label map on the native grid
@@ -8,20 +8,27 @@
                                          mutual_information, brain
       report.json                        one entry a case
 
-`CASE.json` holds the digests of the files it vouches for and of those they were made from. A case is *done* when they all
-still match; a file that merely exists proves nothing.
+    OUT/
+      CASE/CASE_MODALITY.nii.gz          translation on the native grid, float32; the folder is a cohort again
+      CASE/CASE_MODALITY.json            that it is synthetic, its scale, and how it was made; written last
+      report.json                        one entry a case
+
+The JSON file of a case holds the digests of the files it vouches for and of those they were made from. A case is *done* when
+they all still match; a file that merely exists proves nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 
@@ -30,30 +37,37 @@ from modistill.data.nifti import write_volume
 from modistill.errors import CaseError, FileError, ModistillError
 from modistill.files import read_json, run_lock, sha256, write_json
 from modistill.inference.predictor import Prediction
+from modistill.inference.translator import Translation
 
-__all__ = ["IfNotEmpty", "OutputFolder", "source_digests"]
+__all__ = ["CaseFolder", "IfNotEmpty", "OutputFolder", "TranslationFolder", "source_digests"]
 
 IfNotEmpty: TypeAlias = Literal["refuse", "overwrite", "continue"]
 
 REPORT = "report"
 
 
-class OutputFolder:
-    """Where predictions go.
+class CaseFolder(ABC):
+    """A folder in which each case is complete or not there.
 
     Args:
         path: made if it is not there.
-        if_not_empty: "refuse" the folder, "overwrite" the cases that are predicted, or "continue": leave cases that are done.
-        probabilities: also keep the probability of each region.
+        if_not_empty: "refuse" the folder, "overwrite" the cases that are made, or "continue": leave cases that are done.
     """
 
-    def __init__(self, path: Path, if_not_empty: IfNotEmpty = "refuse", *, probabilities: bool = False) -> None:
+    def __init__(self, path: Path, if_not_empty: IfNotEmpty = "refuse") -> None:
         self.path = path
         self.if_not_empty = if_not_empty
-        self.probabilities = probabilities
+
+    @abstractmethod
+    def clear(self, case: str) -> None:
+        """Remove what there is of a case, the record that vouches for it first."""
+
+    @abstractmethod
+    def _sidecar(self, case: str) -> Path:
+        """The record of a case."""
 
     @contextmanager
-    def opened(self) -> Iterator[OutputFolder]:
+    def opened(self) -> Iterator[Self]:
         """Hold the folder for this process.
 
         Raises:
@@ -81,6 +95,45 @@ class OutputFolder:
         except (ModistillError, KeyError, TypeError, AttributeError):  # a damaged record vouches for nothing
             return False
 
+    def write_report(self, content: Mapping[str, Any]) -> None:
+        """Write `report.json`."""
+        write_json(self.path / f"{REPORT}.json", dict(content))
+
+    def _vouch(
+        self,
+        case: str,
+        record: Mapping[str, Any],
+        written: Sequence[Path],
+        made_with: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        seconds: float,
+    ) -> None:
+        """Write the record of a case, which says that it is complete."""
+        names = [str(path.relative_to(self.path)) for path in written]
+        facts = {
+            "versions": {package: metadata.version(package) for package in ("modistill", "torch", "numpy")},
+            "seconds": round(seconds, 2),
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "made_with": dict(made_with),
+            "inputs": dict(inputs),
+            "files": {name: _digest(self.path / name) for name in names},
+        }
+        write_json(self._sidecar(case), {**record, **facts})
+
+
+class OutputFolder(CaseFolder):
+    """Where predictions go.
+
+    Args:
+        path: see `CaseFolder`.
+        if_not_empty: see `CaseFolder`.
+        probabilities: also keep the probability of each region.
+    """
+
+    def __init__(self, path: Path, if_not_empty: IfNotEmpty = "refuse", *, probabilities: bool = False) -> None:
+        super().__init__(path, if_not_empty)
+        self.probabilities = probabilities
+
     def clear(self, case: str) -> None:
         """Remove what there is of a case, the record that vouches for it first."""
         self._sidecar(case).unlink(missing_ok=True)
@@ -105,20 +158,7 @@ class OutputFolder:
         if found.brain is not None:
             written.append(self._uncertainty(found.case) / "brain.nii.gz")
             write_volume(written[-1], found.brain, dtype=np.uint8)
-        names = [str(path.relative_to(self.path)) for path in written]
-        record = {
-            **_record(found),
-            "seconds": round(seconds, 2),
-            "written": datetime.now(UTC).isoformat(timespec="seconds"),
-            "made_with": dict(made_with),
-            "inputs": dict(inputs),
-            "files": {name: _digest(self.path / name) for name in names},
-        }
-        write_json(self._sidecar(found.case), record)
-
-    def write_report(self, content: Mapping[str, Any]) -> None:
-        """Write `report.json`."""
-        write_json(self._sidecar(REPORT), dict(content))
+        self._vouch(found.case, _record(found), written, made_with, inputs, seconds)
 
     def require_name(self, case: str) -> None:
         """Refuse a case whose files would bear the name of the report.
@@ -142,6 +182,43 @@ class OutputFolder:
 
     def _uncertainty(self, case: str) -> Path:
         return self.path / "uncertainty" / case
+
+
+class TranslationFolder(CaseFolder):
+    """Where translations go.
+
+    Args:
+        path: see `CaseFolder`.
+        target: modality they are of.
+        if_not_empty: see `CaseFolder`.
+    """
+
+    def __init__(self, path: Path, target: str, if_not_empty: IfNotEmpty = "refuse") -> None:
+        super().__init__(path, if_not_empty)
+        self.target = target
+
+    def clear(self, case: str) -> None:
+        """Remove what there is of a case, the record first; its folder stays if something else lies in it."""
+        self._sidecar(case).unlink(missing_ok=True)
+        self._image(case).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._image(case).parent.rmdir()
+
+    def write(self, made: Translation, made_with: Mapping[str, Any], inputs: Mapping[str, str], seconds: float) -> None:
+        """Write one case; its record comes last.
+
+        Raises:
+            FileError: a file cannot be written.
+        """
+        place = self._image(made.case)
+        write_volume(place, made.image, dtype=np.float32, description=made.description)
+        self._vouch(made.case, made.record(), [place], made_with, inputs, seconds)
+
+    def _image(self, case: str) -> Path:
+        return self.path / case / f"{case}_{self.target}.nii.gz"
+
+    def _sidecar(self, case: str) -> Path:
+        return self.path / case / f"{case}_{self.target}.json"
 
 
 def source_digests(case: CaseFiles, modalities: Sequence[str]) -> dict[str, str]:
@@ -185,5 +262,4 @@ def _record(found: Prediction) -> dict[str, Any]:
             "source": None if model.source is None else str(model.source.resolve()),
             "method": type(model.method).__name__,
         },
-        "versions": {package: metadata.version(package) for package in ("modistill", "torch", "numpy")},
     }

@@ -6,8 +6,8 @@ model does not read is never opened: it may be absent, damaged or of another gri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -23,11 +23,11 @@ from modistill.data.volume import Volume
 from modistill.errors import CaseError, LabelError, ModelError, ModistillError, RecipeError
 from modistill.hardware import pick_device, pick_precision, tune_allocator
 from modistill.inference.model import Model, smallest_size
-from modistill.inference.sampling import Ensemble, MCDropout, Mirrored, Once, Sampler, require_dropout
-from modistill.inference.windows import OnWindow, by_slices, sample_windows
-from modistill.methods.base import AnySubsetMethod
+from modistill.inference.sampling import Ensemble, MCDropout, Mirrored, Once, Sampler, require_dropout, seeded
+from modistill.inference.windows import OnWindow, by_slices, sample_windows, within_memory
+from modistill.methods.base import AnySubsetMethod, TranslationMethod
 
-__all__ = ["Prediction", "Predictor"]
+__all__ = ["Prediction", "Predictor", "reduced"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Predictor:
     Raises:
         RecipeError: no model, no such device, or two models of one name.
         LabelError: no such label convention, or a model has classes that it lacks.
-        ModelError: Monte-Carlo passes asked of a network without dropout.
+        ModelError: a model translates and segments nothing, or Monte-Carlo passes asked of a network without dropout.
     """
 
     def __init__(
@@ -119,6 +119,12 @@ class Predictor:
         self.labels = None if labels is None else _convention_named(labels, self.models)
         tune_allocator()
         for model in self.models:
+            if isinstance(model.method, TranslationMethod):
+                raise ModelError(
+                    f"{model.name} translates {'+'.join(model.reads)} into {model.method.target} and segments nothing",
+                    file=model.source,
+                    remedy="modistill translate",
+                )
             network = model.method.get_submodule(model.method.deployed).eval().to(self.device)
             if self.device.type == "cuda":
                 network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -215,7 +221,7 @@ class Predictor:
             model = self.choose(case.modalities)
             reason = self.why(model, case.modalities)
             used = model.uses(self.allowed(case.modalities))
-            return self._predict(_reduced(case, used), model, used, reason, on_window)
+            return self._predict(reduced(case, used), model, used, reason, on_window)
         except ModistillError as error:
             raise error.at(case.id) from error.__cause__
 
@@ -271,27 +277,19 @@ class Predictor:
         """
         model = members[0]
         sampler = Mirrored(Ensemble([self._sampler(member, used) for member in members]), self._mirror(model))
-        try:
-            with self._arithmetic(), self._seeded():
-                maps = sample_windows(
-                    sampler,
-                    torch.from_numpy(images),
-                    entropy=self.uncertainty,
-                    window=model.window,
-                    overlap=self._overlap(model),
-                    batch=self.batch,
-                    minimum=smallest_size(images.shape[1:], model.method.dims),
-                    device=self.device,
-                    on_window=on_window,
-                )
+        with within_memory(model.window or images.shape[1:], self.device), self._arithmetic(), seeded(self.seed, self.device):
+            maps = sample_windows(
+                sampler,
+                torch.from_numpy(images),
+                entropy=self.uncertainty,
+                window=model.window,
+                overlap=self._overlap(model),
+                batch=self.batch,
+                minimum=smallest_size(images.shape[1:], model.method.dims),
+                device=self.device,
+                on_window=on_window,
+            )
             return np.asarray(maps.cpu().numpy())
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
-                raise
-            size = "x".join(map(str, model.window or images.shape[1:]))
-            raise ModelError(
-                f"{size} voxels do not fit into the memory of {self.device}", remedy="try --device cpu, or a smaller window"
-            ) from error
 
     def _sampler(self, model: Model, used: tuple[str, ...]) -> Sampler:
         """What a model answers to a window of a patient with these modalities."""
@@ -308,13 +306,6 @@ class Predictor:
     def _arithmetic(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16-mixed" else nullcontext()
 
-    @contextmanager
-    def _seeded(self) -> Iterator[None]:
-        """Whatever a method draws when it segments, it draws alike for every case and every time."""
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.seed)
-            yield
-
     def _overlap(self, model: Model) -> float:
         return model.overlap if self.overlap is None else self.overlap
 
@@ -322,7 +313,7 @@ class Predictor:
         return tuple(model.mirror if self.mirror is None else self.mirror)
 
 
-def _reduced(case: Case | CaseFiles, modalities: tuple[str, ...]) -> Case:
+def reduced(case: Case | CaseFiles, modalities: tuple[str, ...]) -> Case:
     """The case with these modalities alone; of files, no others are opened."""
     if isinstance(case, CaseFiles):
         return case.read(modalities, with_labels=False)

@@ -21,12 +21,20 @@ from torch import Tensor, nn
 from modistill.errors import ModelError, RecipeError
 from modistill.networks.blocks import ChannelDropout
 
-__all__ = ["Ensemble", "MCDropout", "Mirrored", "Once", "Sampler", "require_dropout"]
+__all__ = ["Ensemble", "MCDropout", "Mirrored", "Once", "Sampler", "require_dropout", "seeded"]
 
 Segment: TypeAlias = Callable[[Tensor], Tensor]
 Sampler: TypeAlias = Callable[[Tensor], Iterator[Tensor]]
 
 _DROPOUT = (ChannelDropout, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Whatever a method draws inside, it draws alike every time; the generators outside notice nothing."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 class Once:

@@ -13,7 +13,8 @@ probabilities and one of weights, however many windows there are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
@@ -24,7 +25,7 @@ from modistill.data.geometry import Triple, centred
 from modistill.errors import ModelError, RecipeError
 from modistill.inference.sampling import Mirrored, Once, Sampler
 
-__all__ = ["OnWindow", "blend_windows", "by_slices", "count_windows", "predict_windows", "sample_windows"]
+__all__ = ["OnWindow", "blend_windows", "by_slices", "count_windows", "predict_windows", "sample_windows", "within_memory"]
 
 OnWindow: TypeAlias = Callable[[int, int], None]  # windows done, windows in all
 
@@ -209,6 +210,24 @@ def count_windows(size: Sequence[int], window: Triple | None, overlap: float = 0
     """
     edges = zip(size, _fitting(window, size), strict=True)
     return math.prod(1 + math.ceil((n - edge) / max(1, int(edge * (1 - overlap)))) for n, edge in edges)
+
+
+@contextmanager
+def within_memory(size: Sequence[int], device: torch.device | str) -> Iterator[None]:
+    """Work on so many voxels (d, h, w) at once: if memory is full, a user is told what to do.
+
+    Raises:
+        ModelError: it is.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        voxels = "x".join(map(str, size))
+        raise ModelError(
+            f"{voxels} voxels do not fit into the memory of {device}", remedy="try --device cpu, or a smaller window"
+        ) from error
 
 
 def _fitting(window: Triple | None, size: Sequence[int]) -> Triple:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self, TypeAlias, TypeVar
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,15 @@ from modistill.errors import ModelError
 
 __all__ = [
     "AnySubsetMethod",
+    "Guidance",
     "Method",
     "OptimizerFactory",
     "Terms",
     "TranslationMethod",
     "Turn",
+    "UnpairedTranslation",
+    "bounded",
+    "build_translation",
     "class_weights_buffer",
     "frozen",
     "nested",
@@ -30,6 +34,8 @@ Network = TypeVar("Network", bound=nn.Module)
 Terms: TypeAlias = Mapping[str, Tensor]
 Turn: TypeAlias = tuple[str, Terms]
 OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+Guidance: TypeAlias = Callable[[Tensor], Terms]
+"""More terms for a translator, from its translation of the source images (B, 1, *spatial) in [-1, 1]."""
 
 
 class Method(nn.Module):
@@ -43,15 +49,17 @@ class Method(nn.Module):
         deployed: path of the network that `segment` uses; only its weights go into `model.safetensors`.
         silent: paths of networks that stay in eval mode while the others train, so that their dropout does.
         dims: of its networks: 3 for volumes, 2 for axial slices.
+        targets: modalities of the images that the deployed network makes; none if it segments.
         domains: of an unpaired training, the modalities of each domain, that of the patients to come first. A batch then holds
             samples of either, of different cases; `batch.having(domain)` gives them.
     """
 
     players: Mapping[str, OptimizerFactory]
     reads: Mapping[str, tuple[str, ...]]
-    deployed: ClassVar[str]
+    deployed: str
     silent: tuple[str, ...] = ()
     dims: int = 3
+    targets: tuple[str, ...] = ()
     domains: tuple[tuple[str, ...], ...] = ()
 
     def train(self, mode: bool = True) -> Self:
@@ -72,8 +80,8 @@ class Method(nn.Module):
 
         A training case must have all of it, unless the method serves any subset or learns from unpaired domains.
         """
-        longest = max(self.reads.values(), key=len)
-        return tuple(dict.fromkeys([*longest, *(name for names in self.reads.values() for name in names)]))
+        longest, *others = sorted(self.reads.values(), key=len, reverse=True)
+        return tuple(dict.fromkeys(name for names in (longest, *others, *self.domains) for name in names))
 
     @abstractmethod
     def losses(self, batch: Batch) -> Iterator[Turn]:
@@ -116,6 +124,38 @@ class TranslationMethod(Method):
         )
 
 
+class UnpairedTranslation(TranslationMethod):
+    """A translation learnt from images of different patients, which a segmentor may guide.
+
+    Attributes:
+        source: modality that is translated, which the patients have; the first of `domains`.
+        target: modality it is translated into; the second.
+    """
+
+    source: str
+
+    @abstractmethod
+    def losses(self, batch: Batch, guidance: Guidance | None = None) -> Generator[Turn]:
+        """The turns of the translation; `guidance` adds terms to that of its generators."""
+
+    @abstractmethod
+    def to_target(self, source: Tensor, target: Tensor | None = None) -> Tensor:
+        """Images of the source as such of the target, both (B, 1, *spatial) in [-1, 1].
+
+        Args:
+            source: what is translated.
+            target: images of others, of whose style the translation is to be, where a translator knows of styles.
+        """
+
+    @abstractmethod
+    def to_source(self, target: Tensor, source: Tensor | None = None) -> Tensor:
+        """The way back, alike."""
+
+    def translate(self, images: Tensor) -> Tensor:
+        """Images (B, 1, *spatial) of the target, in [0, 1]."""
+        return (self.to_target(signed(images)) + 1) / 2
+
+
 class AnySubsetMethod(Method):
     """A method that serves every non-empty subset of the modalities its deployed network reads.
 
@@ -145,6 +185,33 @@ class AnySubsetMethod(Method):
         return self.segment_subset(images, torch.ones(images.shape[:2], dtype=torch.bool, device=images.device))
 
 
+def build_translation(
+    name: str, source: str, target: str, dims: int, arguments: Mapping[str, Any] | None
+) -> UnpairedTranslation:
+    """An unpaired translation of the zoo, as a part of another method.
+
+    Args:
+        name: of the method, such as "cyclegan" or "drit".
+        source: modality that is translated.
+        target: modality it is translated into.
+        dims: 2 or 3.
+        arguments: the others of its constructor.
+
+    Raises:
+        RecipeError: there is no such method.
+        ValueError: it is no unpaired translation, or does not take an argument.
+    """
+    from modistill.methods import load_method
+
+    constructor = load_method(name)
+    if not issubclass(constructor, UnpairedTranslation):
+        raise ValueError(f"translator {name!r} is no unpaired translation: cyclegan and drit are")
+    try:
+        return constructor(source, target, dims=dims, **arguments or {})
+    except TypeError as error:
+        raise ValueError(f"translation: {error}") from error
+
+
 def nested(name: str, players: Mapping[str, OptimizerFactory]) -> dict[str, OptimizerFactory]:
     """The players of a part, addressed from the whole.
 
@@ -153,6 +220,22 @@ def nested(name: str, players: Mapping[str, OptimizerFactory]) -> dict[str, Opti
         ['translation.generator']
     """
     return {f"{name}.{player}": factory for player, factory in players.items()}
+
+
+def bounded(factory: OptimizerFactory, norm: float) -> OptimizerFactory:
+    """The same optimiser, which bounds the norm of its gradients before every step: for a player who needs it alone."""
+
+    def build(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        held = list(parameters)
+        optimizer = factory(held)
+
+        def clip(*_: object) -> None:
+            nn.utils.clip_grad_norm_(held, norm)
+
+        optimizer.register_step_pre_hook(clip)
+        return optimizer
+
+    return build
 
 
 def frozen(network: Network) -> Network:

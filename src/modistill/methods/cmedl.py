@@ -18,13 +18,10 @@ Terms, with x_t images of other patients in the teacher's modality, y labels, ph
     segmentors/rms_student                = sqrt(mean phi_S^2), watched: no gradient
     segmentors/rms_teacher                = sqrt(mean phi_T^2), watched: no gradient
 
-and the terms of the translation (`cyclegan`), which are
-    translation.generators/adversarial_target = , translation.generators/adversarial_source = , translation.generators/cycle = ,
-    translation.generators/contextual = , translation.generators/identity = , translation.critics/target = and
-    translation.critics/source = as there.
+and the terms of the translation (`cyclegan` or `drit`), `translation.` in front of their names.
 
-Three turns, in the order of the group's code: the translators, with the hint and L_seg^pM through both segmentors as they are;
-their critics; both segmentors, which see the translation by the translators as they are now, and do not change it.
+Turns, in the order of the group's code: those of the translation, its generators with the hint and L_seg^pM through both
+segmentors as they are; then both segmentors, which see the translation by the generators as they are now, and do not change it.
 
 | experiment of the paper | arguments |
 |---|---|
@@ -32,9 +29,11 @@ their critics; both segmentors, which see the translation by the translators as 
 | weak teacher (CT teaches MR), hints; and with pseudo images | `student: mr, teacher: ct`; and `augment_student: true` |
 | equal teacher (T1 teaches T2, T2 teaches T1) | `student: t2, teacher: t1`, and the other way round |
 | teacher without labels of its own (Table VIII, row 3) | `teacher_labels: false` |
-| without contextual loss (row 1), without cycle (row 2) | `contextual_weight: 0`, `cycle_weight: 0` |
+| without contextual loss (row 1), without cycle (row 2) | `translation: {contextual_weight: 0}`, `{cycle_weight: 0}` |
 | without L_seg^pM (row 4) | `teacher_sees_translations: false` |
 | hints at other layers | `hints_at: low` or `mid` |
+| VAE-CMEDL | `translator: drit` |
+| the teacher's answer to the translation (pMRI-CMEDL); the translation | `read_out: teacher`; `translator` |
 | output distillation | `hint_weight: 0, output_weight: 1, temperature: 0.5` |
 
 Differs from the paper
@@ -50,7 +49,7 @@ Differs from the paper
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -60,12 +59,14 @@ from torch.optim import Adam
 
 from modistill.data.batch import Batch
 from modistill.losses.distillation import hint_loss, output_distillation
-from modistill.methods.base import Method, Terms, Turn, nested, signed
-from modistill.methods.cyclegan import CycleGAN
+from modistill.methods import load_method
+from modistill.methods.base import Method, Terms, Turn, build_translation, nested, signed
+from modistill.methods.fusion import Fusion
 from modistill.methods.segmentor import SegmentationLoss, Segmentor, segmentation_loss
 from modistill.networks.blocks import NormKind, frozen_statistics, without_dropout
 from modistill.networks.hinted import HintedNetwork
 from modistill.networks.segmentors import SegmentorName, build_segmentor
+from modistill.networks.translating_segmentor import TranslatingSegmentor
 
 __all__ = ["CMEDL"]
 
@@ -101,21 +102,12 @@ class CMEDL(Method):
         teacher_sees_translations: L_seg^pM is there, in both turns.
         augment_student: the student learns from images of the teacher's modality translated back, too.
         segmentation_weight: lambda_seg.
-        translator_width: channels of the translators' and critics' first layer.
-        blocks: residual blocks of a translator.
-        cycle_weight: see `cyclegan`, as all that follow but the last three.
-        contextual_weight: lambda_cx.
-        identity_weight: of the identity loss.
-        adversarial: "least_squares" or "log".
-        extractor: "gradient", "random" or "vgg19".
-        vgg19_weights: file of the latter.
-        history: images that the critics are shown again.
-        translator_lr: learning rate of translators and critics.
+        read_out: who is deployed: the "student", the "teacher" together with the translator, or the "translator".
+        translator: "cyclegan" or "drit".
+        translation: arguments of that method, but for modalities and dims.
         lr: learning rate of the segmentors.
-        betas: of Adam, for all.
+        betas: of their Adam.
     """
-
-    deployed = "segmentors.student"
 
     def __init__(
         self,
@@ -139,16 +131,9 @@ class CMEDL(Method):
         teacher_sees_translations: bool = True,
         augment_student: bool = False,
         segmentation_weight: float = 5.0,
-        translator_width: int = 64,
-        blocks: int = 9,
-        cycle_weight: float = 10.0,
-        contextual_weight: float = 1.0,
-        identity_weight: float = 0.0,
-        adversarial: Literal["least_squares", "log"] = "least_squares",
-        extractor: Literal["gradient", "random", "vgg19"] = "gradient",
-        vgg19_weights: str | None = None,
-        history: int = 50,
-        translator_lr: float = 1e-4,
+        read_out: Literal["student", "teacher", "translator"] = "student",
+        translator: str = "cyclegan",
+        translation: Mapping[str, Any] | None = None,
         lr: float = 2e-4,
         betas: tuple[float, float] = (0.5, 0.999),
     ) -> None:
@@ -156,22 +141,7 @@ class CMEDL(Method):
         if not (teacher_labels or teacher_sees_translations):
             raise ValueError("a teacher needs teacher_labels or teacher_sees_translations, or it learns nothing")
         self.dims = dims
-        self.translation = CycleGAN(
-            student,
-            teacher,
-            width=translator_width,
-            blocks=blocks,
-            dims=dims,
-            cycle_weight=cycle_weight,
-            contextual_weight=contextual_weight,
-            identity_weight=identity_weight,
-            adversarial=adversarial,
-            extractor=extractor,
-            vgg19_weights=vgg19_weights,
-            history=history,
-            lr=translator_lr,
-            betas=betas,
-        )
+        self.translation = build_translation(translator, student, teacher, dims, translation)
         segmentor = partial(build_segmentor, network, 1, classes, width=width, norm=norm, dropout=dropout, dims=dims)
         self.segmentors = Segmentors(segmentor(), segmentor())
         self.hints_at, self.hint = hints_at, partial(hint_loss, reduction=hint_reduction)
@@ -179,7 +149,16 @@ class CMEDL(Method):
         self.detach_teacher, self.teacher_labels, self.augment_student = detach_teacher, teacher_labels, augment_student
         self.teacher_sees_translations = teacher_sees_translations
         self.segmentation_weight, self.loss = segmentation_weight, loss
-        self.reads = {"segmentors.student": (student,), "segmentors.teacher": (teacher,)}
+        self.reads: dict[str, tuple[str, ...]] = {"segmentors.student": (student,), "segmentors.teacher": (teacher,)}
+        self.deployed = "segmentors.student"
+        if read_out == "translator":
+            self.deployed, self.targets = f"translation.{self.translation.deployed}", (teacher,)
+            self.reads[self.deployed] = (student,)
+        if read_out == "teacher":
+            self.reader = TranslatingSegmentor(
+                self.translation.get_submodule(self.translation.deployed), self.segmentors.teacher
+            )
+            self.reads["reader"], self.deployed = (student,), "reader"
         self.domains = ((student,), (teacher,))
         self.players = {
             **nested("translation", self.translation.players),
@@ -206,7 +185,7 @@ class CMEDL(Method):
             yield f"translation.{player}", terms
 
         with torch.no_grad():
-            translated = self.translation.generators["to_target"](x_s)
+            translated = self.translation.to_target(x_s, x_t)
         z_s, phi_s = student.with_hints(x_s, self.hints_at)
         z_t, phi_t = teacher.with_hints(translated, self.hints_at)
         learnt = {"student": self._segmentation(z_s, own.labels)}
@@ -216,7 +195,7 @@ class CMEDL(Method):
             learnt["teacher"] = self._segmentation(teacher(x_t), other.labels)
         if self.augment_student:
             with torch.no_grad():
-                back = self.translation.generators["to_source"](x_t)
+                back = self.translation.to_source(x_t, x_s)
             learnt["student_augmented"] = self._segmentation(student(back), other.labels)
         shown = (z_t.detach(), [x.detach() for x in phi_t]) if self.detach_teacher else (z_t, phi_t)
         if self.hint_weight:
@@ -226,16 +205,24 @@ class CMEDL(Method):
         yield "segmentors", {**learnt, "rms_student": _rms(phi_s), "rms_teacher": _rms(phi_t)}
 
     def segment(self, images: Tensor) -> Tensor:
-        """The student's logits (B, C, *spatial)."""
-        logits: Tensor = self.segmentors.student(signed(images))
+        """The logits (B, C, *spatial) of the student or, if it is read out, of the teacher for the translation."""
+        logits: Tensor = (self.reader if self.deployed == "reader" else self.segmentors.student)(signed(images))
         return logits
 
     @classmethod
     def for_inference(cls, **arguments: Any) -> Method:
-        """The student alone: no teacher, translator, critic or extractor is built."""
-        shared = {"classes", "network", "width", "norm", "dropout", "dims"}
-        kept = {name: value for name, value in arguments.items() if name in shared}
-        return Segmentor((arguments.get("student", "ct"),), **kept)
+        """What is read out, alone: with the student no teacher, translator, critic or extractor is built."""
+        shared = ["classes", "network", "width", "norm", "dropout", "dims"]
+        student = arguments.get("student", "ct")
+        teacher, read_out = arguments.get("teacher", "mr"), arguments.get("read_out", "student")
+        if read_out == "teacher":
+            kept = {name: arguments[name] for name in [*shared, "translator", "translation"] if name in arguments}
+            return Fusion.for_inference(source=student, target=teacher, sees="translation", **kept)
+        if read_out == "translator":
+            translator = load_method(arguments.get("translator", "cyclegan"))
+            how = arguments.get("translation") or {}
+            return translator.for_inference(source=student, target=teacher, dims=arguments.get("dims", 2), **how)
+        return Segmentor((student,), **{name: arguments[name] for name in shared if name in arguments})
 
     def _segmentation(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self.segmentation_weight * segmentation_loss(logits, labels, self.loss)

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Adam
@@ -40,19 +40,16 @@ from modistill.data.batch import Batch
 from modistill.losses.adversarial import LeastSquares, LogLikelihood, least_squares, log_likelihood
 from modistill.losses.contextual import contextual_loss
 from modistill.losses.translation import cycle_loss, identity_loss
-from modistill.methods.base import Terms, TranslationMethod, Turn, signed
+from modistill.methods.base import Guidance, Method, Turn, UnpairedTranslation, signed
 from modistill.networks.extractors import FeatureExtractor, GradientFeatures, RandomFeatures, VGG19Features
 from modistill.networks.history import ImageHistory
 from modistill.networks.patch_critic import PatchCritic
 from modistill.networks.resnet_translator import ResnetTranslator
 
-__all__ = ["CycleGAN", "Guidance"]
-
-Guidance = Callable[[Tensor], Terms]
-"""More terms for the generators, from the translation of the source images (B, 1, *spatial) in [-1, 1]."""
+__all__ = ["CycleGAN"]
 
 
-class CycleGAN(TranslationMethod):
+class CycleGAN(UnpairedTranslation):
     """Two translators and two critics.
 
     Args:
@@ -116,14 +113,14 @@ class CycleGAN(TranslationMethod):
         self.cycle_weight, self.contextual_weight, self.identity_weight = cycle_weight, contextual_weight, identity_weight
         self.adversarial: LeastSquares | LogLikelihood = least_squares if adversarial == "least_squares" else log_likelihood
         self.reads = {"generators.to_target": (source,), "generators.to_source": (target,)}
-        self.domains = ((source,), (target,))
+        self.domains, self.targets = ((source,), (target,)), (target,)
         adam = partial(Adam, lr=lr, betas=betas, fused=True)
         self.players = {"generators": adam, "critics": adam}
 
     def losses(self, batch: Batch, guidance: Guidance | None = None) -> Generator[Turn]:
         """The turns of generators and critics; `guidance` adds terms to that of the generators."""
         c, m = (signed(batch.having(domain).images) for domain in self.domains)
-        to_target, to_source = self.generators["to_target"], self.generators["to_source"]
+        to_target, to_source = self.to_target, self.to_source
 
         fake_m, fake_c = to_target(c), to_source(m)
         terms: dict[str, Tensor] = {
@@ -141,10 +138,20 @@ class CycleGAN(TranslationMethod):
         shown_m, shown_c = self.histories["target"](fake_m), self.histories["source"](fake_c)
         yield "critics", {"target": self._judged("target", m, shown_m), "source": self._judged("source", c, shown_c)}
 
-    def translate(self, images: Tensor) -> Tensor:
-        """Images (B, 1, *spatial) of `target`, in [0, 1]."""
-        made: Tensor = self.generators["to_target"](signed(images))
-        return (made + 1) / 2
+    def to_target(self, source: Tensor, target: Tensor | None = None) -> Tensor:
+        """F of images (B, 1, *spatial) in [-1, 1]; it has one style, whatever `target`."""
+        made: Tensor = self.generators["to_target"](source)
+        return made
+
+    def to_source(self, target: Tensor, source: Tensor | None = None) -> Tensor:
+        """G of images (B, 1, *spatial) in [-1, 1]."""
+        made: Tensor = self.generators["to_source"](target)
+        return made
+
+    @classmethod
+    def for_inference(cls, **arguments: Any) -> Method:
+        """Without an extractor, whose weights may lie elsewhere."""
+        return cls(**{**arguments, "contextual_weight": 0.0})
 
     def _judged(self, domain: str, real: Tensor, fake: Tensor) -> Tensor:
         critic = self.critics[domain]

@@ -198,17 +198,22 @@ def without_dropout(network: nn.Module) -> Held:
     return Held([module for module in network.modules() if isinstance(module, ChannelDropout)], "p", 0.0)
 
 
-class Held:
-    """While it is entered, an attribute of some modules has another value; afterwards each has its own again."""
+def frozen_parameters(network: nn.Module) -> Held:
+    """While it is entered, gradients pass through the network and leave its parameters alone."""
+    return Held(list(network.parameters()), "requires_grad", False)
 
-    def __init__(self, modules: Sequence[nn.Module], attribute: str, value: object) -> None:
-        self.modules, self.attribute, self.value = modules, attribute, value
+
+class Held:
+    """While it is entered, an attribute of some objects has another value; afterwards each has its own again."""
+
+    def __init__(self, objects: Sequence[object], attribute: str, value: object) -> None:
+        self.objects, self.attribute, self.value = objects, attribute, value
 
     def __enter__(self) -> None:
-        self.own = [getattr(module, self.attribute) for module in self.modules]
-        for module in self.modules:
-            setattr(module, self.attribute, self.value)
+        self.own = [getattr(one, self.attribute) for one in self.objects]
+        for one in self.objects:
+            setattr(one, self.attribute, self.value)
 
     def __exit__(self, *exception: object) -> None:
-        for module, own in zip(self.modules, self.own, strict=True):
-            setattr(module, self.attribute, own)
+        for one, own in zip(self.objects, self.own, strict=True):
+            setattr(one, self.attribute, own)

@@ -11,7 +11,7 @@ network             part     layers                                             
 `ContentEncoder`    private  7x7, LeakyReLU                                         1           in -> w
                     private  twice: 3x3 of stride 2, norm, ReLU                     1/2, 1/4    w -> 2w -> 4w
                     private  three residual blocks                                  1/4         4w
-                    shared   residual block; in training, plus N(0, 1)              1/4         4w
+                    shared   residual block                                         1/4         4w
 `StyleEncoder`      private  4x4 of stride 2                                        1/2         in -> w
                     private  three pooling blocks, LeakyReLU                        to 1/16     w -> 2w -> 3w -> 4w
                     private  mean over the voxels; two linear layers                            4w -> s
@@ -30,12 +30,13 @@ a 1x1 convolution of the mean over 2x2 of its input. Norms are instance norms wi
 borders are reflected, save in transposed convolutions; the 7x7 of `ContentCritic` have a border of one, its 4x4 none. All
 convolutions have a bias, and their taps start as N(0, 0.02). With `dims=3`, which no source has, squares become cubes.
 
-The parameters are as many as published: for two domains 9,005,568, 2,684,064 and 9,564,386; 8,265,027 and 10,683,649.
+The critics are in `networks.drit_critics`. The parameters are as many as published: for two domains 9,005,568, 2,684,064 and
+9,564,386; 8,265,027 and 10,683,649.
 
 Differs from the published code
     1. The instance norms of its critics are never made, for the wrong strings are compared. Without them is what ran, and the
        default; `norm=True` makes them.
-    2. Its noise needs a GPU, and its batch has to be two; here the device is that of the images, and any batch will do.
+    2. Its content encoder adds N(0, 1) to what it finds, in training; here the method does (`methods.drit`).
     3. Sizes that are not multiples of 4 are read: there is content for every 4 voxels begun, and images are cut to their size.
     4. Critics end in logits, without a sigmoid. Its option of a spectral norm is left out, and so is that of a style which
        modulates the generator's blocks.
@@ -56,13 +57,11 @@ from modistill.errors import ModelError
 from modistill.hardware import wide
 from modistill.losses.gaussian import Gaussian
 from modistill.networks.convolution import CONVOLUTION, channels_last
-from modistill.networks.norm import norm_activation
+from modistill.networks.drit_layers import IDENTITY, MEANS, RELU, DRITConvolution, by, initialise, require_images
 
-__all__ = ["ContentCritic", "ContentEncoder", "MultiScaleCritic", "StyleEncoder", "StyleGenerator"]
+__all__ = ["ContentEncoder", "StyleEncoder", "StyleGenerator", "StyleTranslator"]
 
 _TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_MEANS = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
-_RELU, _IDENTITY = 0.0, 1.0  # as slopes of a LeakyReLU
 
 
 class ContentEncoder(nn.Module):
@@ -85,18 +84,18 @@ class ContentEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels, self.dims, w = in_channels, dims, width
-        halving = partial(_Convolution, taps=3, dims=dims, stride=2, norm=True, slope=_RELU)
+        halving = partial(DRITConvolution, taps=3, dims=dims, stride=2, norm=True, slope=RELU)
 
         def private() -> nn.Module:
-            first = _Convolution(in_channels, w, 7, dims, border=3, slope=slope)
+            first = DRITConvolution(in_channels, w, 7, dims, border=3, slope=slope)
             return nn.Sequential(first, halving(w, 2 * w), halving(2 * w, 4 * w), *_residuals(blocks - 1, 4 * w, dims))
 
         self.private = nn.ModuleDict({domain: private() for domain in domains})
         self.shared = _Residual(4 * w, dims)
-        _initialise(self)
+        initialise(self)
 
     def forward(self, images: Tensor, domain: str) -> Tensor:
-        """Content (B, 4 * width, *spatial / 4, rounded up). In training N(0, 1) is added, from PyTorch's generator.
+        """Content (B, 4 * width, *spatial / 4, rounded up).
 
         Args:
             images: (B, in_channels, *spatial).
@@ -105,9 +104,9 @@ class ContentEncoder(nn.Module):
         Raises:
             ModelError: no such domain, other channels or axes, or an axis below 5 voxels.
         """
-        _check(images, self.in_channels, self.dims, 5, "content encoder")
+        require_images(images, self.in_channels, self.dims, 5, "content encoder")
         content: Tensor = self.shared(_of(domain, self.private)(channels_last(images)))
-        return content + torch.randn_like(content) if self.training else content
+        return content
 
 
 class StyleEncoder(nn.Module):
@@ -129,13 +128,13 @@ class StyleEncoder(nn.Module):
         self.in_channels, self.dims, self.slope = in_channels, dims, slope
 
         def private() -> nn.Module:
-            first = _Convolution(in_channels, width, 4, dims, stride=2, slope=_IDENTITY)
+            first = DRITConvolution(in_channels, width, 4, dims, stride=2, slope=IDENTITY)
             return nn.Sequential(first, *(_Pooling(n * width, (n + 1) * width, slope, dims) for n in (1, 2, 3)))
 
         self.private = nn.ModuleDict({domain: private() for domain in domains})
         self.mean = nn.ModuleDict({domain: nn.Linear(4 * width, code) for domain in domains})
         self.logvar = nn.ModuleDict({domain: nn.Linear(4 * width, code) for domain in domains})
-        _initialise(self)
+        initialise(self)
 
     def forward(self, images: Tensor, domain: str) -> Gaussian:
         """Mean and log-variance (B, code) of the style; `.sample(torch.ones(B))` draws one for every image.
@@ -147,7 +146,7 @@ class StyleEncoder(nn.Module):
         Raises:
             ModelError: no such domain, other channels or axes, or an axis below 16 voxels.
         """
-        _check(images, self.in_channels, self.dims, 16, "style encoder")
+        require_images(images, self.in_channels, self.dims, 16, "style encoder")
         x = _of(domain, self.private)(channels_last(images))
         x = wide(functional.leaky_relu(x, self.slope)).flatten(2).mean(2)
         return Gaussian(wide(self.mean[domain](x)), wide(self.logvar[domain](x)))
@@ -188,7 +187,7 @@ class StyleGenerator(nn.Module):
 
         self.shared = _Residual(4 * w, dims)
         self.private = nn.ModuleDict({domain: private() for domain in domains})
-        _initialise(self)
+        initialise(self)
 
     def forward(self, content: Tensor, style: Tensor, domain: str, size: Sequence[int] | None = None) -> Tensor:
         """Images (B, out_channels, *size) in [-1, 1], float32 at least.
@@ -202,7 +201,7 @@ class StyleGenerator(nn.Module):
         Raises:
             ModelError: no such domain, a style or a content of another shape, or a content that is not of this size.
         """
-        _check(content, self.channels, self.dims, 2, "generator")
+        require_images(content, self.channels, self.dims, 2, "generator")
         if style.ndim != 2 or style.shape[1] != self.code or len(style) not in {1, len(content)}:
             raise ModelError(
                 f"styles of {tuple(style.shape)} for {len(content)} contents, the generator reads codes of {self.code}",
@@ -211,7 +210,7 @@ class StyleGenerator(nn.Module):
         size = [4 * n for n in content.shape[2:]] if size is None else size
         if [-(-n // 4) for n in size] != list(content.shape[2:]):
             raise ModelError(
-                f"content of {_by(content.shape[2:])} voxels is not that of an image of {_by(size)}",
+                f"content of {by(content.shape[2:])} voxels is not that of an image of {by(size)}",
                 remedy="give the size of the image that was encoded",
             )
         layers, x = _of(domain, self.private).children(), self.shared(channels_last(content))
@@ -223,100 +222,29 @@ class StyleGenerator(nn.Module):
         return wide(x).tanh()
 
 
-class MultiScaleCritic(nn.Module):
-    """Whether the patches of an image look real, at several scales: logits that are large where they do.
+class StyleTranslator(nn.Module):
+    """Content encoder and generator: what makes an image of one domain from one of another.
 
     Args:
-        in_channels: of the images.
+        source: domain that is translated by itself.
+        target: domain it is translated into.
         width: channels of the first layer.
-        scales: of the image, each half the one before; every scale has layers of its own.
-        norm: instance norm in front of each LeakyReLU.
-        slope: of LeakyReLU for negative values.
+        blocks: residual blocks of encoder and of generator.
+        code: length of the style code.
         dims: 2 or 3.
     """
 
-    def __init__(
-        self, in_channels: int = 1, width: int = 64, scales: int = 3, norm: bool = False, slope: float = 0.01, dims: int = 2
-    ) -> None:
+    def __init__(self, source: str, target: str, *, width: int = 64, blocks: int = 4, code: int = 8, dims: int = 2) -> None:
         super().__init__()
-        self.in_channels, self.dims = in_channels, dims
-        self.smallest = (31 if norm else 15) * 2 ** (scales - 1) + 1  # a border needs two voxels to reflect, a norm to compare
-        halving = partial(_Convolution, taps=4, dims=dims, stride=2, norm=norm, slope=slope)
-        inner = [(width * 2**n, width * 2 ** (n + 1)) for n in range(3)]
-        self.scales = nn.ModuleList(
-            nn.Sequential(*(halving(*pair) for pair in [(in_channels, width), *inner]), CONVOLUTION[dims](8 * width, 1, 1))
-            for _ in range(scales)
-        )
-        _initialise(self)
+        self.source, self.target, self.code = source, target, code
+        self.content = ContentEncoder((source, target), width=width, blocks=blocks, dims=dims)
+        self.generator = StyleGenerator((source, target), width=width, blocks=blocks, code=code, dims=dims)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Logits of every scale, the finest first: (B, 1, *spatial / 16), (B, 1, *spatial / 32), ...
-
-        Args:
-            images: (B, in_channels, *spatial). The next scale has means of 3x3 voxels, less where these lie outside.
-
-        Raises:
-            ModelError: other channels or axes, or an axis below `smallest`, for three scales 61 voxels.
-        """
-        _check(images, self.in_channels, self.dims, self.smallest, "critic")
-        x, logits = channels_last(images), []
-        for critic in self.scales:
-            logits.append(critic(x))
-            x = _MEANS[self.dims](x, 3, stride=2, padding=1, count_include_pad=False)
-        return tuple(logits)
-
-
-class ContentCritic(nn.Module):
-    """Of which of two domains a content is: logits that are large for the second.
-
-    Args:
-        channels: of the content, four times the width of its encoder.
-        layers: of stride 2. With 3 the image needs 209 voxels an axis, with 2 it needs 97, with 1 41, with none 13.
-        norm: instance norm in front of their LeakyReLU.
-        slope: of LeakyReLU for negative values.
-        dims: 2 or 3.
-    """
-
-    def __init__(self, channels: int = 256, layers: int = 3, norm: bool = False, slope: float = 0.01, dims: int = 2) -> None:
-        super().__init__()
-        self.channels, self.dims = channels, dims
-        self.smallest = 7 * 2**layers - 3  # 4 for the last taps; n voxels are left of 2n + 3
-        same = partial(_Convolution, channels, channels, dims=dims, slope=slope)
-        halving = [same(taps=7, stride=2, norm=norm) for _ in range(layers)]
-        self.layers = nn.Sequential(*halving, same(taps=4, border=0), CONVOLUTION[dims](channels, 1, 1))
-        _initialise(self)
-
-    def forward(self, content: Tensor) -> Tensor:
-        """Logits (B, 1, *patches), for images of 256x256 voxels 2x2 of them, for 216x216 a single one.
-
-        Args:
-            content: (B, channels, *spatial).
-
-        Raises:
-            ModelError: other channels or axes, or an axis below `smallest`, for three layers 53 voxels of the content.
-        """
-        _check(content, self.channels, self.dims, self.smallest, "content critic")
-        logits: Tensor = self.layers(channels_last(content))
-        return logits
-
-
-class _Convolution(nn.Module):
-    """Reflected border, convolution, instance norm if it is wanted, LeakyReLU."""
-
-    def __init__(
-        self, n_in: int, n_out: int, taps: int, dims: int, *, slope: float, stride: int = 1, border: int = 1, norm: bool = False
-    ) -> None:
-        super().__init__()
-        self.border, self.norm, self.slope = border, norm, slope
-        self.conv = CONVOLUTION[dims](n_in, n_out, taps, stride=stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = _reflected(x, self.border)
-        if not self.norm:
-            return functional.leaky_relu(self.conv(x), self.slope)
-        convolve = functional.conv3d if x.ndim == 5 else functional.conv2d
-        x = convolve(x, self.conv.weight, stride=self.conv.stride)
-        return norm_activation(x, bias=self.conv.bias, slope=self.slope)
+    def forward(self, images: Tensor, style: Tensor | None = None) -> Tensor:
+        """Images (B, 1, *spatial) of the source as such of the target, in a style (B, code); zeros are the mean of all."""
+        style = images.new_zeros(1, self.code) if style is None else style
+        made: Tensor = self.generator(self.content(images, self.source), style, self.target, images.shape[2:])
+        return made
 
 
 class _Residual(nn.Module):
@@ -324,8 +252,8 @@ class _Residual(nn.Module):
 
     def __init__(self, channels: int, dims: int) -> None:
         super().__init__()
-        same = partial(_Convolution, channels, channels, 3, dims, norm=True)
-        self.inside = nn.Sequential(same(slope=_RELU), same(slope=_IDENTITY))
+        same = partial(DRITConvolution, channels, channels, 3, dims, norm=True)
+        self.inside = nn.Sequential(same(slope=RELU), same(slope=IDENTITY))
 
     def forward(self, x: Tensor) -> Tensor:
         total: Tensor = x + self.inside(x)
@@ -337,9 +265,9 @@ class _Pooling(nn.Module):
 
     def __init__(self, n_in: int, n_out: int, slope: float, dims: int) -> None:
         super().__init__()
-        self.slope, self.halved = slope, partial(_MEANS[dims], kernel_size=2)
-        self.conv1 = _Convolution(n_in, n_in, 3, dims, slope=slope)
-        self.conv2 = _Convolution(n_in, n_out, 3, dims, slope=_IDENTITY)
+        self.slope, self.halved = slope, partial(MEANS[dims], kernel_size=2)
+        self.conv1 = DRITConvolution(n_in, n_in, 3, dims, slope=slope)
+        self.conv2 = DRITConvolution(n_in, n_out, 3, dims, slope=IDENTITY)
         self.shortcut = CONVOLUTION[dims](n_in, n_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -359,42 +287,7 @@ def _doubling(n_in: int, n_out: int, dims: int) -> nn.Module:
     return nn.Sequential(conv, nn.GroupNorm(1, n_out), nn.ReLU())  # layer norm: over channels and voxels, affine per channel
 
 
-def _reflected(x: Tensor, border: int) -> Tensor:
-    """(B, C, *spatial) with so many mirrored voxels more at both ends of every axis."""
-    if not torch.are_deterministic_algorithms_enabled():
-        return functional.pad(x, (border, border) * (x.ndim - 2), mode="reflect")
-    for axis in range(2, x.ndim):  # on GPUs the padding has no deterministic backward pass, but its parts have
-        before, after = x.narrow(axis, 1, border), x.narrow(axis, x.shape[axis] - 1 - border, border)
-        x = torch.cat([before.flip(axis), x, after.flip(axis)], axis)
-    return x
-
-
 def _of(domain: str, private: nn.ModuleDict) -> nn.Module:
     if domain not in private:
         raise ModelError(f"no domain {domain!r}", remedy=f"this network was built for {', '.join(private)}")
     return private[domain]
-
-
-def _check(x: Tensor, channels: int, dims: int, smallest: int, who: str) -> None:
-    found, *size = x.shape[1:]
-    if found != channels or len(size) != dims:
-        raise ModelError(
-            f"{found} channels and {len(size)} axes, the {who} reads {channels} and {dims}",
-            remedy="build all networks of a translator with the same channels, width and dims",
-        )
-    if min(size) < smallest:
-        raise ModelError(
-            f"{_by(size)} voxels are too small for the {who}: every axis needs {smallest}",
-            remedy="choose a larger patch, or a critic of fewer scales or layers",
-        )
-
-
-def _by(size: Sequence[int]) -> str:
-    return "x".join(map(str, size))
-
-
-def _initialise(network: nn.Module) -> None:
-    """The taps; biases, linear layers and norms start as PyTorch's do."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-            nn.init.normal_(module.weight, std=0.02)

@@ -1,0 +1,216 @@
+"""From a patient's image to a synthetic one of another modality, on the grid the image came on.
+
+The image is prepared as in training, translated (slice by slice by a network of slices), brought back to the grid of its file
+and into the scale of the target's normalisation: what 0 and 1 of a normalised image stand for. Where the target was normalised
+by a window, such as -1000 to 500 HU, values are in the window's units again; else they stay between 0 and 1. What the network
+did not see, outside crop and mask, is the scale's lowest value, as it is in a real image that was prepared alike.
+
+Arithmetic is always single precision: the 8 bits of bf16 would show as steps of up to 6 HU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from modistill.data.case import Case
+from modistill.data.cohort import CaseFiles
+from modistill.data.normalisation import scale_of
+from modistill.data.volume import Volume
+from modistill.errors import CaseError, ModelError, ModistillError, RecipeError
+from modistill.hardware import pick_device, tune_allocator
+from modistill.inference.model import Model, smallest_size
+from modistill.inference.predictor import reduced
+from modistill.inference.sampling import seeded
+from modistill.inference.windows import OnWindow, blend_windows, by_slices, within_memory
+from modistill.methods.base import TranslationMethod
+
+__all__ = ["NOT_EVIDENCE", "Translation", "Translator"]
+
+NOT_EVIDENCE = "A synthetic image is not evidence: it can show a lesion that is not there, and hide one that is."
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A synthetic image.
+
+    Attributes:
+        case: id of the case.
+        image: (D, H, W) float32 on the case's own grid, from `scale[0]` to `scale[1]`.
+        target: modality it imitates.
+        scale: lowest and highest value it can have: what 0 and 1 of the target's normalisation stand for.
+        box: (start, stop) along each axis of what the network saw.
+        available: the modalities it was made from.
+        used_model: that made it.
+        notices: what a user should know about the case, one line each.
+    """
+
+    case: str
+    image: Volume
+    target: str
+    scale: tuple[float, float]
+    box: tuple[tuple[int, int], ...]
+    available: tuple[str, ...]
+    used_model: Model
+    notices: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """What the header of its file says; the shortest that tells it from a real image."""
+        return f"SYNTHETIC {self.target} by modistill {self.used_model.name} {self.used_model.digest[:12]}"
+
+    def record(self) -> dict[str, Any]:
+        """What a reader of the image must know, with all it takes to bring a real image to the same scale."""
+        model = self.used_model
+        low, high = self.scale
+        return {
+            "case": self.case,
+            "synthetic": True,
+            "warning": NOT_EVIDENCE,
+            "run": model.name,
+            "available": list(self.available),
+            "target": self.target,
+            "scale": {"lowest": low, "highest": high, "unit": _unit(self.target, self.scale)},
+            "preprocessing": model.targets[self.target].to_json(),
+            "dims": model.method.dims,
+            "within": model.preprocessing.within,
+            "box": [list(edge) for edge in self.box],
+            "notices": list(self.notices),
+            "model": {
+                "source": None if model.source is None else str(model.source.resolve()),
+                "method": type(model.method).__name__,
+                "digest": model.digest,
+            },
+        }
+
+
+class Translator:
+    """Translates whole cases.
+
+    Args:
+        model: a trained translation.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        overlap: of neighbouring windows; None as the model says.
+        batch: windows in one pass.
+        seed: of what a method draws.
+
+    Attributes:
+        target: modality of what it makes.
+        scale: lowest and highest value of what it makes.
+
+    Raises:
+        ModelError: the model segments, or does not say on which scale it translates.
+        RecipeError: no such device.
+    """
+
+    def __init__(
+        self, model: Model, *, device: str = "auto", overlap: float | None = None, batch: int = 1, seed: int = 0
+    ) -> None:
+        method = model.method
+        if not isinstance(method, TranslationMethod):
+            raise ModelError(f"{model.name} segments and translates nothing", file=model.source, remedy="modistill predict")
+        self.model, self.method, self.target = model, method, method.target
+        self.scale = _scale(model, self.target)
+        self.device = pick_device(device)
+        self.overlap = model.overlap if overlap is None else overlap
+        self.batch, self.seed = batch, seed
+        tune_allocator()
+        method.get_submodule(method.deployed).eval().to(self.device)
+
+    def require_source(self, available: Collection[str]) -> tuple[str, ...]:
+        """What it reads of a case with these modalities.
+
+        Raises:
+            CaseError: something it needs is not there.
+        """
+        if used := self.model.uses(available):
+            return used
+        lacking = ", ".join(name for name in self.model.reads if name not in available)
+        raise CaseError(
+            f"has {', '.join(available) or 'nothing'}, lacks {lacking}", remedy=f"{self.model.name} {self.model.demand()}"
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but the images that decides what it makes, as plain values."""
+        return {
+            "digest": self.model.digest,  # which covers the card: preprocessing, and that of the target
+            "target": self.target,
+            "window": None if self.model.window is None else list(self.model.window),
+            "overlap": self.overlap,
+            "seed": self.seed,
+        }
+
+    def translate(self, case: Case | CaseFiles, *, on_window: OnWindow | None = None) -> Translation:
+        """Translate one case.
+
+        Args:
+            case: a case in memory, or its files; only what the model needs is read.
+            on_window: told how many windows are done.
+
+        Raises:
+            CaseError: what the model needs is not there, or says nothing.
+            FileError: it cannot be read.
+            ModelError: the network's output is not finite, or the volume does not fit into memory.
+        """
+        try:
+            used = self.require_source(case.modalities)
+            return self._translate(reduced(case, used), used, on_window)
+        except ModistillError as error:
+            raise error.at(case.id) from error.__cause__
+
+    def _translate(self, case: Case, used: tuple[str, ...], on_window: OnWindow | None) -> Translation:
+        preprocessing = self.model.preprocessing
+        prepared = preprocessing.apply(case)
+        made = np.where(prepared.mask, self._normalised(prepared.images, on_window), np.float32(0))
+        whole = preprocessing.restore(made, prepared.geometry)[0]
+        low, high = self.scale
+        image = (np.float32(low) + np.float32(high - low) * whole).astype(np.float32)
+        notices = prepared.notices
+        if prepared.geometry.is_cut:
+            notices += (f"larger than the size the model reads: what lies outside is {low:g}",)
+        box = prepared.geometry.box
+        return Translation(case.id, case.grid.with_voxels(image), self.target, self.scale, box, used, self.model, notices)
+
+    def _normalised(self, images: NDArray[np.float32], on_window: OnWindow | None) -> NDArray[np.float32]:
+        """(1, d, h, w) of the target in [0, 1] from the prepared images (M, d, h, w)."""
+        translate = self.method.translate if self.method.dims == 3 else by_slices(self.method.translate)
+        with (
+            within_memory(self.model.window or images.shape[1:], self.device),
+            seeded(self.seed, self.device),
+            torch.inference_mode(),
+        ):
+            made = blend_windows(
+                translate,
+                torch.from_numpy(images).to(self.device),
+                window=self.model.window,
+                overlap=self.overlap,
+                batch=self.batch,
+                minimum=smallest_size(images.shape[1:], self.method.dims),
+                on_window=on_window,
+            )
+            if not torch.isfinite(made).all():
+                raise ModelError("the network's output is not finite", remedy="look at the image")
+            return np.asarray(made.clamp(0, 1).cpu().numpy())  # a network that ends in no tanh may overshoot
+
+
+def _scale(model: Model, target: str) -> tuple[float, float]:
+    if target not in model.targets:
+        raise ModelError(
+            f"{model.name} does not say how {target} was normalised",
+            file=model.source,
+            remedy="train it again with this version",
+        )
+    try:
+        return scale_of(model.targets[target].normalisation_of(target))
+    except RecipeError as error:
+        raise ModelError(f"{target} is on no scale: {error.reason}", file=model.source, remedy=error.remedy) from error
+
+
+def _unit(target: str, scale: tuple[float, float]) -> str:
+    """Of a CT in its window the Hounsfield unit; nobody knows of a unit else."""
+    return "HU" if target == "ct" and scale != (0.0, 1.0) else ""
