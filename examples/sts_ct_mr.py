@@ -17,17 +17,15 @@ import csv
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from modistill.data.folder import find_cases
-from modistill.report.figures import INK, CaseView, draw_image, in_plane, save_figure, view_case
+from modistill.report.figures import INK, SOFT_TISSUE_HU, CaseView, draw_image, in_plane, save_figure, view_case
 
 RUNS: Mapping[str, list[str]] = {"ct_only": [], "cmedl": ["--set", "method.translation.width=8"]}
-SOFT_TISSUE_HU = (-160, 240)  # the window in which radiologists read muscle and fat, for the networks and for the picture
 REFERENCE, FOUND = "#E8B800", "#56B4E9"
 
 
@@ -78,10 +76,10 @@ def draw(test: Path, predictions: Mapping[str, Path], out: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    views = []
-    for case in find_cases(test).cases:
-        view = view_case(case, {run: folder / f"{case.id}.nii.gz" for run, folder in predictions.items()})
-        views.append(replace(view, image=np.clip(view.image, *SOFT_TISSUE_HU)))
+    views = [
+        view_case(case, {run: folder / f"{case.id}.nii.gz" for run, folder in predictions.items()})
+        for case in find_cases(test).cases
+    ]
     figure = Figure(figsize=(2.6 * (1 + len(predictions)), 2.6 * len(views) + 0.3), dpi=150, layout="constrained")
     panels = figure.subplots(len(views), 1 + len(predictions), squeeze=False)
     for row, view in zip(panels, views, strict=True):

@@ -321,6 +321,11 @@ def test_unknown_orientation_and_rival_transforms_are_noted(tmp_path):
     assert shifted.affine[0, 3] == pytest.approx(14 - 4 * 1.5)
 
 
+def test_what_a_network_made_is_noted(tmp_path):
+    made = read_volume(put(tmp_path, raw_file(descrip=b"SYNTHETIC mr by modistill ct2mr"), "mr.nii"))
+    assert made.native.notes == ("no image of a scanner: SYNTHETIC mr by modistill ct2mr",)
+
+
 def test_a_channel_of_a_4d_file(tmp_path):
     data = np.stack([voxels() + 100 * channel for channel in range(4)], axis=-1)
     path = put(tmp_path, gzip.compress(raw_file(data)), "four.nii.gz")

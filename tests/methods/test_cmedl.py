@@ -145,6 +145,17 @@ def test_batch_statistics_are_those_of_the_segmentors_turn_alone() -> None:
         assert counts == ({1, 2} if player == "segmentors" else {0})  # the teacher sees translations and its own images
 
 
+def test_the_scale_of_the_last_norm_is_watched() -> None:
+    method = make(norm="batch")
+    (last,) = [m for m in method.segmentors.teacher.modules() if isinstance(m, nn.BatchNorm2d)][-1:]
+    with torch.no_grad():
+        last.weight.copy_(torch.tensor([-3.0, 1.0]))
+    terms = turns(method)["segmentors"]
+    assert terms["scale_teacher"].item() == 2.0
+    assert not terms["scale_student"].requires_grad
+    assert "scale_student" not in turns(make())["segmentors"]  # instance norms have none
+
+
 def test_hint_sites_reach_the_networks() -> None:
     low, high = (turns(make(hints_at=at))["segmentors"]["hint"] for at in ("low", "high"))
     assert low.item() != high.item()

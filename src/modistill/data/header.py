@@ -65,6 +65,7 @@ def parse_header(start: bytes | bytearray) -> Header:
         shape, volumes = _dimensions(fields)
         affine, notes = _affine(fields, shape)
         slope, intercept = _scaling(fields)
+        notes += _synthetic(fields)
         return Header(shape, volumes, _stored_type(fields), _offset(fields), slope, intercept, affine, notes)
 
 
@@ -210,6 +211,12 @@ def _in_mm(matrix: NDArray[np.float64], unit: int) -> NDArray[np.float64]:
         angle = np.degrees(np.arccos(min(1.0, cosine)))
         raise FileError(f"sheared: two axes meet at {angle:.1f} degrees", remedy="resample it onto a rectangular grid")
     return affine
+
+
+def _synthetic(fields: Any) -> tuple[str, ...]:
+    """The note of an image that `modistill translate` made, and no scanner."""
+    description = bytes(fields["descrip"]).decode("ascii", "replace").strip("\0 ")
+    return (f"no image of a scanner: {description}",) if description.startswith("SYNTHETIC") else ()
 
 
 def _rivals(sform: NDArray[np.float64], qform: NDArray[np.float64], shape: tuple[int, int, int]) -> list[str]:

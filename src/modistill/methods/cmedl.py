@@ -17,6 +17,8 @@ Terms, with x_t images of other patients in the teacher's modality, y labels, ph
     segmentors/student_augmented          = segmentation_weight L_seg(S(G(x_t)), y_t), G the way back
     segmentors/rms_student                = sqrt(mean phi_S^2), watched: no gradient
     segmentors/rms_teacher                = sqrt(mean phi_T^2), watched: no gradient
+    segmentors/scale_student              = mean |gamma| of the student's last batch norm, watched
+    segmentors/scale_teacher              = the same of the teacher
 
 and the terms of the translation (`cyclegan` or `drit`), `translation.` in front of their names.
 
@@ -202,7 +204,13 @@ class CMEDL(Method):
             learnt["hint"] = self.hint_weight * self.hint(phi_s, shown[1])
         if self.output_weight:
             learnt["outputs"] = self.output_weight * output_distillation(z_s, shown[0], self.temperature)
-        yield "segmentors", {**learnt, "rms_student": _rms(phi_s), "rms_teacher": _rms(phi_t)}
+        watched = {"rms_student": _rms(phi_s), "rms_teacher": _rms(phi_t)}
+        watched |= {
+            f"scale_{name}": scale
+            for name, network in (("student", student), ("teacher", teacher))
+            for scale in _scale(network)
+        }
+        yield "segmentors", {**learnt, **watched}
 
     def segment(self, images: Tensor) -> Tensor:
         """The logits (B, C, *spatial) of the student or, if it is read out, of the teacher for the translation."""
@@ -233,3 +241,9 @@ def _rms(maps: Sequence[Tensor]) -> Tensor:
     with torch.no_grad():
         squares = torch.stack([x.float().square().sum() for x in maps]).sum()
         return (squares / sum(x.numel() for x in maps)).sqrt()
+
+
+def _scale(network: nn.Module) -> list[Tensor]:
+    """Mean |gamma| of the last norm that has any: hints agree, too, where these shrink and the last layer makes up for it."""
+    gammas = [norm.weight for norm in network.modules() if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d | nn.GroupNorm)]
+    return [gammas[-1].detach().float().abs().mean()] if gammas else []

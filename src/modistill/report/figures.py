@@ -36,6 +36,7 @@ __all__ = [
     "INK",
     "PALE",
     "REGION_COLOURS",
+    "SOFT_TISSUE_HU",
     "CaseView",
     "draw_image",
     "draw_predictions",
@@ -51,6 +52,9 @@ REGION_COLOURS: Mapping[str, str] = {"WT": "#56B4E9", "TC": "#E8B800", "ET": "#D
 _OTHER_COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#8C564B", "#7F7F7F")  # Okabe and Ito's palette, and two more
 INK, PALE = "#222222", "#8A8A8A"
 _PREFERRED = ("flair", "t2", "t1ce", "t1")  # the sequence in which a whole tumour is seen best comes first
+
+
+SOFT_TISSUE_HU = (-160, 240)  # the window of CT in which fat, muscle and tumours are told apart
 
 
 @dataclass(frozen=True)
@@ -243,6 +247,8 @@ def draw_image(panel: Axes, view: CaseView) -> None:
         side.set_visible(False)
     image = in_plane(view, view.image).astype(np.float32)
     low, high = np.percentile(image[image > image.min()], (1, 99.9)) if np.ptp(image) else (0, 1)
+    if view.image_name == "ct":
+        low, high = SOFT_TISSUE_HU
     aspect = view.spacing_mm[1] / view.spacing_mm[0]
     panel.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect, interpolation="lanczos")
 
