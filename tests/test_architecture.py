@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / "src" / "modistill"
 LAYERS = {
     **dict.fromkeys(("errors", "files", "log", "hardware"), 1),
     **dict.fromkeys(("data", "phantom", "networks", "losses", "metrics"), 2),
-    **dict.fromkeys(("distributed", "subsets", "schedules", "checkpoints", "weights", "settings", "tasks"), 2),
+    **dict.fromkeys(("arguments", "distributed", "subsets", "schedules", "checkpoints", "weights", "settings", "tasks"), 2),
     "methods": 3,
     **dict.fromkeys(("training", "inference", "evaluation", "report"), 4),
     **dict.fromkeys(("recipe", "runs", "warm_start", "benchmark"), 5),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,6 +53,10 @@ def plan(**content: Any) -> dict[str, Task]:
         ({"arms": {**ARMS, "x": {"recipe": "demo/student", "mc_dropout": -1}}}, "arms.x.mc_dropout: .* found -1"),
         ({"arms": {**ARMS, "x": {}}}, "arms.x.recipe: Field required"),
         ({"uncertainty": "data"}, "uncertainty: Input should be 'theoretical', 'case' or 'cohort'"),
+        ({"arms": {**ARMS, "x": {"recipe": "demo/student", "control": "had"}}}, "arms.x.control is had, no such arm among"),
+        ({"arms": {**ARMS, "student": {"recipe": "demo/teacher", "privileged": True}}}, "control is student, which sees priv"),
+        ({"arms": {**ARMS, "x": {"recipe": "demo/student", "published": {"WT": [1, 2, 3]}}}}, "arms.x.published.WT: Tuple"),
+        ({"labels": "brats"}, "no label convention named brats; known: .*brats2021"),
     ],
 )
 def test_a_wrong_file_is_one_line(tmp_path: Path, content: dict[str, Any], words: str) -> None:
@@ -58,13 +66,33 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, content: dict[str, Any], words
 
 
 def test_a_file_that_is_absent_or_no_yaml(tmp_path: Path) -> None:
-    known = "known: benchmarks/cmedl_table1, benchmarks/cmedl_table3"
+    known = "known: benchmarks/cmedl_table1, benchmarks/cmedl_table1_small"
     with pytest.raises(RecipeError, match=rf"b\.yaml: there is no such benchmark \({known}"):
         load_benchmark(tmp_path / "b.yaml")
     (tmp_path / "b.yaml").write_text("arms: [")
     with pytest.raises(RecipeError, match=r"b\.yaml: cannot be read"):
         load_benchmark(tmp_path / "b.yaml")
     assert load_benchmark(write(tmp_path / "b.yaml")).seeds == (0,)
+
+
+def test_an_arm_may_name_its_own_control() -> None:
+    arms = {
+        "teacher": {"recipe": "demo/teacher", "privileged": True},
+        "student": {"recipe": "demo/student"},
+        "a": {"recipe": "demo/student", "control": "a"},  # compared with none
+        "b": {"recipe": "demo/student", "control": "a", "published": {"WT": [87.9], "kl/body": [0.34, None]}},
+        "c": {"recipe": "demo/student"},
+    }
+    chosen = Benchmark.model_validate({"arms": arms, "control": "student"})
+    assert chosen.comparisons() == {"a": ["b"], "student": ["c"]}
+    assert chosen.arms["b"].published == {"WT": (87.9, None), "kl/body": (0.34, None)}
+
+
+@pytest.mark.parametrize("name", ["cmedl_table1", "cmedl_table1_small"])
+def test_each_network_of_cmedl_has_its_own_control(name: str) -> None:
+    networks = ("unet", "fc_densenet", "mrrn")
+    expected = {f"{network}_ct_only": [f"{network}_vae_cmedl", f"{network}_cmedl"] for network in networks}
+    assert load_benchmark(f"benchmarks/{name}").comparisons() == expected
 
 
 # --------------------------------------------------------------------------- the tasks
@@ -128,6 +156,15 @@ def test_commands_by_hand() -> None:
         "evaluate out/predictions/0/control --reference test --run control/0 -o out/scores/control_0.csv"
     )
     assert found["train control/0"].needs == ("prepare", "train student/0")  # it starts from its weights
+
+
+def test_the_convention_reaches_all_that_read_references() -> None:
+    arms = {**ARMS, "student": {"recipe": "demo/student", "mc_dropout": 2}}
+    told = [name for name, task in plan(arms=arms, labels="chaos").items() if "--labels chaos" in " ".join(task.command)]
+    assert told == ["prepare", "score student/0", "score student+mc/0", "score control/0"]
+    arms = {"a": {"recipe": "chest/cyclegan"}, "b": {"recipe": "chest/cyclegan"}}
+    assert "evaluate-translations" in (command := plan(arms=arms, control="a", labels="chaos")["score a/0"].command)
+    assert command[-2:] == ("--labels", "chaos")
 
 
 def starting(**parents: str) -> dict[str, Any]:
@@ -240,6 +277,31 @@ def test_the_time_is_over_and_the_next_run_resumes(tmp_path: Path, shell: list[l
     assert [path.name for path in cost.parent.iterdir()] == ["a_0.json"]
 
 
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_waits_for_the_checkpoint_and_keeps_the_cost(
+    tmp_path: Path, shell: list[list[str]], number: signal.Signals, raised: type[BaseException]
+) -> None:
+    started, checkpoint, cost = tmp_path / "started", tmp_path / "checkpoint", tmp_path / "cost.json"
+    script = f"trap 'sleep 0.3; touch {checkpoint}; kill $!; exit 143' TERM; touch {started}; sleep 20 & wait"
+
+    def interrupt() -> None:
+        while not started.exists():
+            time.sleep(0.02)
+        time.sleep(0.1)
+        os.kill(os.getpid(), number)  # us alone
+
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as the command line does
+    try:
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(raised):
+            run_tasks({"train a/0": sh("train a/0", script, cost, cost=cost)})
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert checkpoint.exists()
+    assert 0.4 <= json.loads((tmp_path / "cost.part.json").read_text())["seconds"] < 5
+    assert not cost.exists()
+
+
 def test_peak_memory_is_that_of_the_process(tmp_path: Path, shell: list[list[str]]) -> None:
     """200 MB that are written to."""
     cost = tmp_path / "cost.json"
@@ -330,7 +392,7 @@ def test_from_patients_to_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         *("5/11 predict student+mc/0", "6/11 score student+mc/0", "7/11 train any/0"),
         *("8/11 predict any/0", "9/11 score any/0", "10/11 predict any+mc/0", "11/11 score any+mc/0"),
     ]
-    text = (out / "tables.md").read_text()
+    text = (out / "small.md").read_text()
     for words in (
         "# A small table",
         "### Table 1: Dice",
@@ -355,12 +417,13 @@ def test_from_patients_to_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found = benchmark.costs(chosen, out)
     assert {arm: len(seeds) for arm, seeds in found.items()} == {"student": 1, "any": 1}
     assert all(one[0]["flops"] > 0 and one[0]["parameters"] == one[0]["trained_parameters"] > 0 for one in found.values())
-    made = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "tables.md"}
+    made = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.parent != out}
     assert run_main(*command) == 0
     assert "/11 " not in capfd.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in made} == made
-    assert (out / "tables.md").read_text() == text
+    assert (out / "small.md").read_text() == text
+    assert (out / "small_dice.png").exists()
     (out / "scores" / "any_0.json").unlink()  # one arm alone makes no table, and its scores are still to come
-    (out / "tables.md").unlink()
+    (out / "small.md").unlink()
     assert run_main(*command, "--tables") == 0
-    assert not (out / "tables.md").exists()
+    assert not (out / "small.md").exists()

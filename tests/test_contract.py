@@ -32,7 +32,7 @@ ANY_SUBSET = pytest.mark.parametrize(
     "name", [name for name in method_names() if issubclass(load_method(name), AnySubsetMethod)]
 )
 TRANSLATION = {"width": 2, "blocks": 1}
-SMALL = {"width": 2, "classes": 4, "blocks": 1, "translation": TRANSLATION, "critic_scales": 1, "content_layers": 0}
+SMALL = {"width": 2, "classes": 4, "blocks": 1, "translation": TRANSLATION, "critic_scales": 1, "content_layers": 0, "above": 3}
 
 
 def make(name: str, seed: int = 0, **arguments: Any) -> Method:

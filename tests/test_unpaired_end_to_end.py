@@ -52,6 +52,8 @@ def test_a_recipe_goes_the_whole_way(folder: Path, name: str) -> None:
     assert run_main("train", name, "--data", folder / "prepared", "-o", run, "--device", "cpu", *overrides) == 0
     found, scores = folder / "found" / run.name, folder / f"{run.name}.csv"
     predict = ("predict", "-i", folder / "test", "-o", found, "--model", run, "--device", "cpu")
+    assert 0 < sizes(run)["parameters"] <= sizes(run)["trained_parameters"]
+    assert sizes(run)["flops"] > 0
     if name in TRANSLATING:
         assert run_main(*predict) == 2  # it translates, and says so
         return
@@ -63,7 +65,6 @@ def test_a_recipe_goes_the_whole_way(folder: Path, name: str) -> None:
     deployed = load_model(run).method
     assert deployed.available == ("ct",)
     assert isinstance(deployed, Segmentor) == (name in {"chest/ct_only", "chest/cmedl", "chest/vae_cmedl"})  # the student alone
-    assert sizes(run)["parameters"] > 0
 
 
 def test_patients_of_another_modality_are_refused_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ any order that their needs allow, here or on the workers of a Dask scheduler tha
     OUT/translations/SEED/ARM   of methods that translate, scored against the real images of the test patients
     OUT/predictions/SEED/ARM+mc, OUT/scores/ARM+mc_SEED.csv    with Monte-Carlo dropout, for the table of uncertainty
     OUT/costs/ARM_SEED.json     wall time and peak memory of the training
+    OUT/NAME.md, OUT/NAME_METRIC.png    tables and pictures; NAME is that of the YAML file: benchmarks may share a folder
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from modistill.data.naming import conventions
 from modistill.data.normalisation import spell
 from modistill.errors import RecipeError
 from modistill.evaluation.protocol import METRICS, UncertaintyScale
@@ -30,7 +32,7 @@ from modistill.files import parse_yaml, read_json
 from modistill.inference.windows import count_windows
 from modistill.methods import load_method
 from modistill.methods.base import TranslationMethod
-from modistill.recipe import Recipe, check, load_recipe
+from modistill.recipe import Recipe, build, check, load_recipe
 from modistill.runs import build_method
 from modistill.tasks import Task
 
@@ -38,6 +40,11 @@ __all__ = ["MC", "Arm", "Benchmark", "costs", "load_benchmark", "sizes", "tasks"
 
 _SHIPPED = Path(__file__).parent / "recipes"
 MC = "+mc"  # after the name of an arm, in the folders of its Monte-Carlo predictions
+
+
+def _with_sd(numbers: Any) -> Any:
+    """A published mean whose SD was not: [0.34] is [0.34, null]."""
+    return [*numbers, None] if isinstance(numbers, list) and len(numbers) == 1 else numbers
 
 
 class _Section(BaseModel):
@@ -50,17 +57,19 @@ class Arm(_Section):
     Attributes:
         recipe: a file, or the name of one that comes with the package.
         set: "section.key=value" each; more than the benchmark's own.
+        control: the arm that this one is compared with, if not the benchmark's; an arm that names itself is compared with none.
         privileged: it is predicted with every sequence of the test patients; the others with the available ones.
         mc_dropout: passes of Monte-Carlo dropout for the table of uncertainty; Dice is of one pass without, for all arms.
-        published: mean and SD in the paper, shown beside ours and marked as published: region -> Dice in per cent, or
-            "metric/region" -> another metric in its own unit.
+        published: mean and SD in the paper, or the mean alone, shown beside ours and marked as published: region -> Dice in
+            per cent, or "metric/region" -> another metric in its own unit.
     """
 
     recipe: str
     set: tuple[str, ...] = ()
+    control: str | None = None
     privileged: bool = False
     mc_dropout: int = Field(default=0, ge=0)
-    published: dict[str, tuple[float, float]] = {}
+    published: dict[str, Annotated[tuple[float, float | None], BeforeValidator(_with_sd)]] = {}
 
 
 class Benchmark(_Section):
@@ -69,10 +78,11 @@ class Benchmark(_Section):
     Attributes:
         about: a line for people: the data it is meant for, and what the published numbers were measured on.
         arms: name -> arm, in the order of the table.
-        control: the arm that all others are compared with.
+        control: the arm that all others are compared with, except those that name their own.
         seeds: every arm is trained with each.
         set: "section.key=value" for the recipes of all arms.
         fractions: of training, validation and test among the training patients.
+        labels: convention of the reference labels; None where names or values tell.
         metrics: a table for each.
         test: "t" or "wilcoxon", paired over patients, by which the best arm is compared with the others.
         uncertainty: what counts 100 in uncertainty maps when they are scored (see `Protocol`); the score depends on it.
@@ -84,19 +94,38 @@ class Benchmark(_Section):
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     set: tuple[str, ...] = ()
     fractions: tuple[float, float, float] = (0.85, 0.15, 0.0)
+    labels: str | None = None
     metrics: tuple[str, ...] = Field(default=("dice",), min_length=1)
     test: Literal["t", "wilcoxon"] = "t"
     uncertainty: UncertaintyScale = "theoretical"
 
     @model_validator(mode="after")
     def _known(self) -> Benchmark:
-        if self.control not in self.arms:
-            raise ValueError(f"control is {self.control}, no such arm among {', '.join(self.arms)}")
+        chosen = {"control": self.control} | {f"arms.{name}.control": self.control_of(name) for name in self.arms}
+        for place, control in chosen.items():
+            if control not in self.arms:
+                raise ValueError(f"{place} is {control}, no such arm among {', '.join(self.arms)}")
+            if self.arms[control].privileged:
+                raise ValueError(f"{place} is {control}, which sees privileged sequences: no fair comparison")
+        if self.labels is not None and self.labels not in conventions:
+            raise ValueError(f"no label convention named {self.labels}; known: {', '.join(conventions)}")
         if unknown := [name for name in self.metrics if name not in METRICS]:
             raise ValueError(f"no metric named {unknown[0]}; known: {', '.join(METRICS)}")
         if foreign := [name for name in self.arms if not name.replace("_", "").replace("-", "").isalnum()]:
             raise ValueError(f"an arm's name is letters, digits, _ and -; not {foreign[0]!r}")
         return self
+
+    def control_of(self, arm: str) -> str:
+        """The arm that one is compared with."""
+        return self.arms[arm].control or self.control
+
+    def comparisons(self) -> dict[str, list[str]]:
+        """Control -> the arms compared with it, in the order of the table; privileged arms are compared with none."""
+        found: dict[str, list[str]] = {}
+        for name, arm in self.arms.items():
+            if name != (control := self.control_of(name)) and not arm.privileged:
+                found.setdefault(control, []).append(name)
+        return found
 
 
 def load_benchmark(path: Path | str, overrides: Sequence[str] = (), seeds: Sequence[int] = ()) -> Benchmark:
@@ -153,6 +182,7 @@ def tasks(benchmark: Benchmark, train: Path, test: Path, output: Path, *, device
     for option, names in (("--available", data.available), ("--n4", data.n4)):
         how += [option, ",".join(names)] if names else []
     how += ["--within", data.within] if data.within else []
+    how += ["--labels", benchmark.labels] if benchmark.labels else []
     how += ["--slices"] if any(len(recipe.sampling.patch_size or ()) == 2 for recipe in recipes.values()) else []
     found = [Task("prepare", ("prepare", str(train), "-o", str(prepared), *how), prepared / "plan.json")]
     for seed in benchmark.seeds:
@@ -187,8 +217,9 @@ def _scored(
     reading = ("-i", str(test), "--model", str(run), "--device", device, "--continue")
     only = () if translates else ("--only", ",".join(seen))  # a translator reads what it translates, and nothing else
     sampled = ("--mc-dropout", str(arm.mc_dropout), "--uncertainty")
+    labels = ("--labels", benchmark.labels) if benchmark.labels else ()
     scale = ("--uncertainty-scale", benchmark.uncertainty)
-    for kind, extra, rules in (("", (), ()), *([(MC, sampled, scale)] if arm.mc_dropout else [])):
+    for kind, extra, rules in (("", (), labels), *([(MC, sampled, (*labels, *scale))] if arm.mc_dropout else [])):
         title, scores = f"{name}{kind}/{seed}", output / "scores" / f"{name}{kind}_{seed}.csv"
         made = output / ("translations" if translates else "predictions") / str(seed) / f"{name}{kind}"
         verb, evaluate = ("translate", "evaluate-translations") if translates else ("predict", "evaluate")
@@ -220,17 +251,20 @@ def sizes(run: Path) -> dict[str, float]:
     from torch.utils.flop_counter import FlopCounterMode
 
     recipe = load_recipe(run / "recipe.yaml")
+    constructor = load_method(recipe.method.name)
     with torch.device("meta"):
-        method = build_method(recipe)
+        whole_method = build_method(recipe)
+        method = build(constructor, recipe.method.arguments, "method", call=constructor.for_inference)
         whole = recipe.data.size or recipe.sampling.patch_size or (64, 64, 64)
         images = torch.empty(1, len(method.available), *(recipe.inference.window or whole)[: method.dims])
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        method.eval().segment(images)
+        method.eval()
+        (method.translate if isinstance(method, TranslationMethod) else method.segment)(images)
     deployed, inference = method.get_submodule(method.deployed), recipe.inference
     windows = count_windows(whole, inference.window, inference.overlap) if method.dims == 3 else 1
     return {
         "parameters": sum(p.numel() for p in deployed.parameters()),
-        "trained_parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
+        "trained_parameters": sum(p.numel() for p in whole_method.parameters() if p.requires_grad),
         "flops": counter.get_total_flops() * windows * 2 ** len(inference.mirror),
     }
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
-__all__ = ["average_gradients", "leave", "rank_mean"]
+__all__ = ["average_gradients", "leave", "rank_mean", "rank_sum"]
 
 
 def _world() -> int:
@@ -21,6 +22,32 @@ def rank_mean(value: Tensor) -> float:
         distributed.all_reduce(mean)
         mean /= world
     return float(mean)
+
+
+def rank_sum(value: Tensor) -> Tensor:
+    """Sum of a tensor over all ranks, through which gradients go: for losses that are no mean over samples.
+
+    The gradient is the sum of all ranks' gradients: every rank has the whole loss, and `average_gradients` then gives what one
+    process would have got. All ranks have to call it equally often.
+    """
+    if _world() == 1:
+        return value
+    summed: Tensor = _RankSum.apply(value)  # type: ignore[no-untyped-call]
+    return summed
+
+
+class _RankSum(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        distributed.all_reduce(total)
+        return total
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from modistill.arguments import checked, nearest_name
 from modistill.data.normalisation import NAMES, Normalisations
 from modistill.errors import RecipeError
 from modistill.files import parse_yaml, write_text
@@ -26,7 +25,6 @@ __all__ = [
     "load_recipe",
     "recipe_names",
     "save_recipe",
-    "takes",
 ]
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -86,18 +84,31 @@ class Sampling(_Section):
         batch_size: samples a step.
         patch_size: voxels (D, H, W) of a sample, (D, H) for methods of slices; None for whole cases.
         samples_per_case: patches drawn from each case in an epoch.
-        foreground_fraction: share of the patches that hold a drawn foreground voxel, wherever in the patch.
-        augmentation: "none", "hadnet" (flip and small affine, as in its pre-training), "spatial" (flip, rotation, scaling and
-            deformation in the axial plane) or "standard" (flip and intensities).
+        steps_per_epoch: steps of an epoch, whatever the number of cases, each sample of any case, drawn with replacement;
+            nnU-Net's are 250. None: what `samples_per_case` gives.
+        foreground_fraction: share of the patches that hold a drawn foreground voxel.
+        foreground: "probability" for each patch, the voxel anywhere in it, or "share": the last patches of every batch, the
+            voxel in their middle, as in nnU-Net (the second of two for 0.33).
+        augmentation: "none", "hadnet" (flip and small affine, as in its pre-training), "nnunet" (rotation, scaling, mirrors and
+            intensities, as in its second version), "spatial" (flip, rotation, scaling and deformation in the axial plane) or
+            "standard" (flip and intensities).
         workers: threads that read ahead.
     """
 
     batch_size: int = Field(default=1, ge=1)
     patch_size: tuple[int, int, int] | tuple[int, int] | None = None
     samples_per_case: int = Field(default=1, ge=1)
+    steps_per_epoch: int | None = Field(default=None, ge=1)
     foreground_fraction: float = Field(default=0.33, ge=0, le=1)
-    augmentation: Literal["none", "hadnet", "spatial", "standard"] = "none"
+    foreground: Literal["probability", "share"] = "probability"
+    augmentation: Literal["none", "hadnet", "nnunet", "spatial", "standard"] = "none"
     workers: int = Field(default=2, ge=0)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Sampling:
+        if self.steps_per_epoch is not None and self.samples_per_case != 1:
+            raise ValueError("steps_per_epoch and samples_per_case both say how long an epoch is; leave out one")
+        return self
 
 
 class Inference(_Section):
@@ -183,7 +194,7 @@ def check(schema: type[Schema], content: Any, place: Path | str) -> Schema:
         keys = [str(key) for key in first["loc"]]
         if first["type"] == "extra_forbidden":
             raise RecipeError(
-                f"unknown key {'.'.join(keys)}", file=place, remedy=_near(keys[-1], _keys(schema, keys))
+                f"unknown key {'.'.join(keys)}", file=place, remedy=nearest_name(keys[-1], _keys(schema, keys))
             ) from error
         reason = first["msg"].removeprefix("Value error, ")
         found = "" if first["type"] == "missing" else f", found {first['input']!r}"[:80]
@@ -204,26 +215,12 @@ def build(
     Raises:
         RecipeError: an argument is unknown, missing, of another type, or refused by the constructor.
     """
-    signature = inspect.signature(constructor)
-    hints = get_type_hints(constructor.__init__ if isinstance(constructor, type) else constructor)  # type: ignore[misc]
-    checked: dict[str, Any] = {}
-    for name, value in arguments.items():
-        if name not in signature.parameters:
-            raise RecipeError(f"unknown key {section}.{name}", remedy=_near(name, signature.parameters))
-        try:
-            checked[name] = TypeAdapter(hints[name]).validate_python(value)
-        except ValidationError as error:
-            raise RecipeError(f"{section}.{name}: {error.errors()[0]['msg']}, found {value!r}") from error
+    arguments = checked(constructor, arguments, section)
     try:
-        built: Built = (call or constructor)(**checked)
+        built: Built = (call or constructor)(**arguments)
         return built
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{section}: {error}") from error
-
-
-def takes(constructor: Callable[..., Any], name: str) -> bool:
-    """Whether a constructor has this argument."""
-    return name in inspect.signature(constructor).parameters
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -243,7 +240,7 @@ def _find(path: Path) -> Path:
     shipped = _shipped() / f"{path}.yaml"
     if shipped.is_file():
         return shipped
-    raise RecipeError("there is no such recipe", file=path, remedy=_near(str(path), recipe_names()))
+    raise RecipeError("there is no such recipe", file=path, remedy=nearest_name(str(path), recipe_names()))
 
 
 def _override(content: dict[str, Any], override: str) -> None:
@@ -260,12 +257,6 @@ def _override(content: dict[str, Any], override: str) -> None:
         place[last] = parse_yaml(text)
     except ValueError as error:
         raise RecipeError(f"--set {override}: the value is no YAML") from error
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    known = list(known)
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
 
 
 def _keys(schema: type[BaseModel], keys: Sequence[str]) -> list[str]:

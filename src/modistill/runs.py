@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from modistill.arguments import takes
 from modistill.checkpoints import Checkpoints
 from modistill.data.augmentation import augmentations
 from modistill.data.loading import Loader
@@ -33,7 +34,7 @@ from modistill.inference.windows import by_slices, predict_windows
 from modistill.methods import load_method
 from modistill.methods.base import AnySubsetMethod, Method, TranslationMethod
 from modistill.metrics.overlap import dice
-from modistill.recipe import Inference, MethodChoice, Recipe, build, check, load_recipe, save_recipe, takes
+from modistill.recipe import Inference, MethodChoice, Recipe, build, check, load_recipe, save_recipe
 from modistill.training import Status, TrainingSettings, fit
 from modistill.warm_start import start_from
 from modistill.weights import load_weights, save_weights
@@ -86,7 +87,7 @@ def train(
     if not resume:
         start_from(method, recipe, output, cohort)
     with run_lock(output):
-        _open(output, recipe, cohort, resume)
+        _open(output, recipe, cohort, method, resume)
         with _stops():
             return fit(
                 method,
@@ -189,6 +190,12 @@ def _require_modalities(method: Method, cohort: PreparedCohort) -> None:
     foreign = [name for name in method.modalities if name not in prepared]
     if foreign:
         raise RecipeError(f"method reads {', '.join(foreign)}, the prepared cases hold {', '.join(prepared)}")
+    if method.domains and (absent := [name for name in method.available if name not in cohort.plan.preprocessing.available]):
+        raise RecipeError(
+            f"patients are to be served with {', '.join(method.available)}, the prepared cases are for patients without"
+            f" {', '.join(absent)}",
+            remedy=f"prepare for --available {','.join(method.available)}, or swap the method's modalities",
+        )
     if isinstance(method, AnySubsetMethod) or method.domains:
         return
     read = [prepared.index(name) for name in method.modalities]
@@ -203,7 +210,7 @@ def _require_modalities(method: Method, cohort: PreparedCohort) -> None:
         )
 
 
-def _open(output: Path, recipe: Recipe, cohort: PreparedCohort, resume: bool) -> None:
+def _open(output: Path, recipe: Recipe, cohort: PreparedCohort, method: Method, resume: bool) -> None:
     """Make the folder's records, or see that a resumed run is the same experiment."""
     if resume:
         if Split.load(output / "split.json").digest != cohort.split.digest:
@@ -220,7 +227,7 @@ def _open(output: Path, recipe: Recipe, cohort: PreparedCohort, resume: bool) ->
     elif not (output / "recipe.yaml").exists() and any(not path.name.startswith(".") for path in output.iterdir()):
         raise FileError("holds other files, and no run", file=output, remedy="choose a new or empty folder")
     save_recipe(recipe, output / "recipe.yaml")
-    write_json(output / "environment.json", _environment())
+    write_json(output / "environment.json", _environment() | method.record())
     write_json(output / "split.json", cohort.split.to_json())
 
 
@@ -251,7 +258,9 @@ def _loader(recipe: Recipe, cohort: PreparedCohort, method: Method, seed: int) -
         batch_size=sampling.batch_size,
         patch_size=sampling.patch_size,
         samples_per_case=sampling.samples_per_case,
+        steps_per_epoch=sampling.steps_per_epoch,
         foreground_fraction=sampling.foreground_fraction,
+        foreground=sampling.foreground,
         augmentation=augmentations[sampling.augmentation],
         seed=seed,
         workers=sampling.workers,
@@ -265,8 +274,8 @@ def _validation(recipe: Recipe, cohort: PreparedCohort, method: Method) -> Calla
 
     The Dice here is smoothed by one voxel as theirs, so that it is defined for a case without enhancing tumour.
     """
-    if isinstance(method, TranslationMethod):
-        return None
+    if isinstance(method, TranslationMethod) or method.targets:
+        return None  # what translates is kept as it is in the end
     channels = [cohort.plan.preprocessing.modalities.index(name) for name in method.available]
     any_subset = isinstance(method, AnySubsetMethod)
     ids = [case for case in cohort.ids("validation") if any_subset or all(cohort.entry(case).presence[c] for c in channels)]
@@ -293,7 +302,7 @@ def _validation(recipe: Recipe, cohort: PreparedCohort, method: Method) -> Calla
                 window=inference.window,
                 overlap=inference.overlap,
                 mirror=inference.mirror,
-                minimum=smallest_size(images.shape[1:], method.dims),
+                minimum=smallest_size(images.shape[1:], method),
                 device=device,
             )
             scores.append(_region_dice(found.argmax(0).cpu().numpy(), prepared.labels, regions))

@@ -68,6 +68,7 @@ def run_tasks(
     Raises:
         ModistillError: a command failed, or the scheduler cannot be reached.
         RecipeError: a limit of time for tasks that run elsewhere.
+        KeyboardInterrupt: Ctrl-C came; the running task was waited for first, and its cost kept.
     """
     if scheduler is not None and minutes is not None:
         raise RecipeError("--minutes and --dask exclude each other", remedy="limit the time of the workers instead")
@@ -90,10 +91,16 @@ def _run(task: Task, end: float | None = None) -> bool:
         return True
     resume = ("--resume",) if task.resumes is not None and task.resumes.exists() else ()
     command = [sys.executable, "-c", "from modistill.cli import main; main()", *task.command, *resume]
-    begin = time.monotonic()
-    code, peak = _wait(subprocess.Popen(command), end)
-    if task.cost is not None:
-        _add_cost(task.cost, time.monotonic() - begin, peak, whole=code == 0)
+    code, peak, begin = None, 0, time.monotonic()
+    process = subprocess.Popen(command)
+    try:
+        code, peak = _wait(process, end)
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, which a terminal sends to the child as well, or SIGTERM for us alone
+        code, peak = _wait(process, begin)  # it writes its checkpoint; a second Ctrl-C leaves at once
+        raise
+    finally:
+        if task.cost is not None:
+            _add_cost(task.cost, time.monotonic() - begin, peak, whole=code == 0)
     if code is None:
         return False
     if code not in (0, _SOME_FAILED) and not task.done.exists():

@@ -68,3 +68,23 @@ def test_a_picture_and_its_numbers(
     monkeypatch.setitem(sys.modules, "sklearn", None)
     assert run_main("features", *runs, "-i", tmp_path / "nowhere", "-o", out) == 2
     assert capsys.readouterr().err == "error: scikit-learn is not installed (pip install 'modistill[analysis]')\n"
+
+
+def test_cases_at_fault_are_named_and_visits_are_one_patient(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header, first, second = cohort.read_text().splitlines()
+    lines = [header, first.replace("p1,", "p_ses-1,"), second.replace("p2,", "p_ses-2,")]
+    cohort.write_text("\n".join([*lines, first.replace("p1,", "q,"), second.replace("p2,", "q,")]))
+    run = save(tmp_path / "ct_only", "segmentor", Segmentor(("ct",), width=4))
+    out = tmp_path / "features.png"
+    few = ("--voxels", 60, "--perplexity", 5, "--iterations", 300, "--patch", 12, "--device", "cpu")
+    assert run_main("features", run, "-i", cohort, "-o", out, *few) == 3
+    told = capsys.readouterr()
+    fault = "duplicate case id"
+    assert told.err.startswith("error: q: ")
+    assert fault in told.err
+    assert "of 1 patients, the same for every run" in told.out
+    content = json.loads(out.with_suffix(".json").read_text())
+    assert [fault in line for line in content["faults"]] == [True]
+    assert content["runs"]["ct_only"]["probe_auc"] is None

@@ -46,6 +46,13 @@ def test_a_recipe_gives_the_settings_and_flags_override_them(raw: Path, tmp_path
     assert (chosen.modalities, chosen.available, chosen.size) == (("flair", "t1"), ("t1",), (40, 32, 32))
 
 
+def test_modalities_are_normalised_by_any_of_their_names(raw: Path, tmp_path: Path):
+    options = ["--modalities", "t1,flair", "--available", "t1", "--normalisation", "T1n=-10.125:1136257,T2-FLAIR=hadnet"]
+    assert modistill(raw, "-o", tmp_path / "p", *options, "--fractions", 1, 0, 0) == 0
+    chosen = PreparedCohort(tmp_path / "p").plan.preprocessing
+    assert chosen.normalisation == {"t1": (-10.125, 1136257), "flair": "hadnet"}
+
+
 def test_a_bad_case_gives_exit_code_3_and_its_line(tmp_path: Path, capsys):
     raw = write_folder(tmp_path / "raw", cases=3)
     path = raw / "BraTS21_001" / "BraTS21_001_flair.nii.gz"
@@ -62,6 +69,10 @@ def test_a_bad_case_gives_exit_code_3_and_its_line(tmp_path: Path, capsys):
         ([], "nobody says which modalities a patient will have at test time (--available with some of t1,t1ce,t2,flair"),
         (["--available", "t1", "--modalities", "t1,ct"], "no case has ct"),
         (["--available", "t1", "--normalisation", "minmax"], "unknown normalisation 'minmax' (known: zscore, hadnet"),
+        (
+            ["--available", "t1", "--modalities", "t1,t2", "--normalisation", "t1=zscore,T2w=hadnet,MRI=zscore"],
+            "--normalisation mr: no such modality (some of t1,t2)",
+        ),
         (["--available", "t1", "--labels", "brats1999"], "unknown label convention"),
         (["--available", "t1", "--split", "absent.yaml"], "absent.yaml: cannot be read"),
         (["--available", "t1", "--labels", "brats2023"], "label values outside brats2023: 4"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -13,10 +14,12 @@ import pytest
 import torch
 
 from command_line import run_main
+from modistill.data.lungs import body_mask
 from modistill.data.nifti import read_volume, write_volume
 from modistill.data.normalisation import landmarks, standard_landmarks
 from modistill.data.preprocessing import Preprocessing
 from modistill.data.volume import Volume
+from modistill.errors import ScoreError
 from modistill.evaluation.protocol import METRICS, Protocol, SynthesisProtocol, protocol_from_json
 from modistill.evaluation.scores import read_scores
 from modistill.evaluation.translations import real_on_scale
@@ -201,7 +204,7 @@ def test_scores_by_a_plain_way(root: Path, made: Path, capsys: pytest.CaptureFix
     real = real_on_scale(read_volume(root / "real" / case / f"{case}_mr.nii.gz"), "mr", prepared("mr")).voxels
     tumour = read_volume(root / "real" / case / f"{case}_seg.nii.gz").voxels > 0
     found = {(row.region, row.metric): row.value for row in table.rows if row.case == case}
-    for region, mask in {"body": real > 0, "TUMOUR": tumour}.items():
+    for region, mask in {"body": body_mask(real), "TUMOUR": tumour}.items():
         s, r = synthetic[mask], real[mask]
         assert found[region, "psnr"] == pytest.approx(psnr(s, r))
         assert found[region, "mae"] == found[region, "nmae"] == pytest.approx(mae(s, r))
@@ -210,7 +213,7 @@ def test_scores_by_a_plain_way(root: Path, made: Path, capsys: pytest.CaptureFix
         assert found[region, "kl_reverse"] == pytest.approx(kl_divergence(s, r))
     text = told(capsys)
     assert "scale: mr normalised by landmarks (of the training images), 0 to 1, clipped" in text
-    assert "body: voxels in which the real image lies above its lowest value" in text
+    assert "body: largest component above the real image's Otsu threshold, slices filled" in text
     assert "SSIM: slice by slice, Gaussian window 11x11, sigma 1.5" in text
 
 
@@ -342,9 +345,10 @@ def test_only_what_the_network_was_shown_counts(root: Path, made: Path) -> None:
     assert "within: only the axial slices that show lungs" in table.protocol.describe()
     case = CASES[0]
     synthetic = read_volume(made / case / f"{case}_mr.nii.gz").voxels[..., 4:9]
-    real = real_on_scale(read_volume(root / "real" / case / f"{case}_mr.nii.gz"), "mr", prepared("mr")).voxels[..., 4:9]
+    real = real_on_scale(read_volume(root / "real" / case / f"{case}_mr.nii.gz"), "mr", prepared("mr")).voxels
+    body = body_mask(real)[..., 4:9]  # of the whole image, then of what was shown
     (found,) = (row.value for row in table.rows if (row.case, row.region, row.metric) == (case, "body", "psnr"))
-    assert found == pytest.approx(psnr(synthetic[real > 0], real[real > 0]))
+    assert found == pytest.approx(psnr(synthetic[body], real[..., 4:9][body]))
 
 
 def test_nothing_to_score_is_one_line(root: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -357,8 +361,60 @@ def test_nothing_to_score_is_one_line(root: Path, made: Path, tmp_path: Path, ca
     assert "body_above is a share of the scale, got 1" in told(capsys)
 
 
+def test_air_is_no_body_unless_it_is_asked_for(root: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Noise in air is brighter than the darkest voxel: what is above it is the image, not the patient."""
+    case = CASES[0]
+    air = read_volume(root / "real" / case / f"{case}_ct.nii.gz").voxels < -900
+    real = read_volume(root / "real" / case / f"{case}_mr.nii.gz")
+    scaled = real_on_scale(real, "mr", prepared("mr"))
+    outside = air & ~body_mask(read_volume(root / "real" / case / f"{case}_ct.nii.gz").voxels)
+    assert outside.mean() > 0.4
+    spoilt = np.where(outside, 1, scaled.voxels)  # a perfect translation, but for the air
+    write_volume(made / case / f"{case}_mr.nii.gz", scaled.with_voxels(spoilt), dtype=np.float32)
+    mae_of = {}
+    for above in ((), ("--body-above", 0)):
+        assert evaluate(made, root, made.parent / "s.csv", *above) == 0
+        table = read_scores(made.parent / "s.csv")
+        (mae_of[above],) = (r.value for r in table.rows if (r.case, r.region, r.metric) == (case, "body", "mae"))
+        assert table.protocol.body_above == (0 if above else None)
+    assert mae_of[()] < 0.03
+    assert mae_of["--body-above", 0] > 0.4
+    assert "body: voxels in which the real image lies above 0 % of the scale; other regions" in told(capsys)
+
+
+def test_runs_with_and_without_bias_field_are_not_compared(
+    root: Path, made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of a translation says so, and its scores are of another protocol."""
+    monkeypatch.setattr("modistill.data.preprocessing.correct_bias", lambda voxels, *_, **__: np.sqrt(voxels.clip(0)))
+    corrected = replace(prepared("mr"), n4=("mr",))
+    save_translator(root / "n4", "ct", "mr", targets={"mr": corrected.to_json()})
+    assert translate(root, made.parent / "n4", model="n4") == 0
+    record = json.loads((made.parent / "n4" / CASES[0] / f"{CASES[0]}_mr.json").read_text())
+    assert record["preprocessing"]["n4"] == ["mr"]
+    one, two = made.parent / "one.csv", made.parent / "two.csv"
+    assert evaluate(made, root, one) == evaluate(made.parent / "n4", root, two) == 0
+    assert "scale: mr, bias field taken out by N4, normalised by landmarks (of the training images)" in told(capsys)
+    assert (read_scores(one).protocol.n4, read_scores(two).protocol.n4) == (False, True)
+    assert run_main("compare", one, two, "--control", "ct2mr", "--metric", "psnr") == 2
+    assert "protocols differ between ct2mr and n4: n4 False and True" in told(capsys)
+
+
+def test_two_translations_of_one_case_are_one_line(root: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert translate(root, made, "--overwrite", model="mr2ct", patients="real") == 0
+    capsys.readouterr()
+    assert evaluate(made, root, made.parent / "s.csv") == 2
+    names = f"{CASES[0]}_ct.nii.gz and {CASES[0]}_mr.nii.gz"
+    assert told(capsys).strip() == (
+        f"error: {made / CASES[0]}: holds {names}: one case has one translation (choose another folder)"
+    )
+
+
 def test_protocols_come_back_from_their_files() -> None:
-    rules = SynthesisProtocol("mr", "landmarks", landmarks=(0.0, 0.5, 1.0), within="lungs", dims=3)
+    rules = SynthesisProtocol("mr", "landmarks", landmarks=(0.0, 0.5, 1.0), n4=True, within="lungs", dims=3)
+    assert rules != replace(rules, n4=False) != replace(rules, n4=False, body_above=0)
+    with pytest.raises(ScoreError, match="foreign protocol, differs in: n4"):
+        protocol_from_json({name: value for name, value in rules.to_json().items() if name != "n4"})
     assert protocol_from_json(json.loads(json.dumps(rules.to_json()))) == rules
     assert protocol_from_json(Protocol().to_json()) == Protocol()
     assert rules.differences(Protocol()) == "one is of label maps, one of synthetic images"

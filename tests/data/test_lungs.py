@@ -9,7 +9,7 @@ import pytest
 
 from command_line import run_main
 from modistill.data.case import Case
-from modistill.data.lungs import lung_mask, lung_slices
+from modistill.data.lungs import body_mask, lung_mask, lung_slices
 from modistill.data.nifti import write_volume
 from modistill.data.preprocessing import Preprocessing
 from modistill.data.store import PreparedCohort
@@ -174,3 +174,38 @@ def test_prepare_keeps_the_choice_and_says_what_it_did(tmp_path: Path, capsys) -
 def test_another_place_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"within is 'liver' \(lungs, or nothing\)"):
         how(within="liver")
+
+
+def noisy_chest() -> tuple[np.ndarray, np.ndarray]:
+    """A body with lungs as dark as the air, of which nothing is exactly zero; and where the body is."""
+    body = np.zeros(SHAPE, bool)
+    body[3:57, 3:34] = True
+    mr = np.random.default_rng(0).rayleigh(0.02, SHAPE).astype(np.float32)
+    mr[body] += 0.5
+    mr[3:10, 3:34] += 0.4  # fat
+    for lung in LUNGS:
+        mr[lung] -= 0.5
+    return mr, body
+
+
+def test_noise_in_air_is_no_body_and_dark_lungs_are() -> None:
+    mr, body = noisy_chest()
+    assert (mr > mr.min()).mean() > 0.999  # so that "above the darkest" says nothing
+    np.testing.assert_array_equal(body_mask(mr), body)
+    mr[20:30, 36:39] = 0.5  # a marker beside the patient
+    np.testing.assert_array_equal(body_mask(mr), body)
+    np.testing.assert_array_equal(body_mask(mr * 1000 + 7), body)
+
+
+def test_a_body_that_reaches_the_edge_of_the_image() -> None:
+    mr, body = noisy_chest()
+    np.testing.assert_array_equal(body_mask(mr[:30]), body[:30])
+    np.testing.assert_array_equal(body_mask(mr[3:, :34]), body[3:, :34])
+    assert not body_mask(np.full(SHAPE, 0.5)).any()
+
+
+def test_the_body_of_a_phantom_is_the_same_in_both_modalities() -> None:
+    case = phantom_case(0, body="chest", seed=3, shape=(64, 48, 16))
+    ct, mr = (body_mask(case.images[name].voxels.clip(-1000, 500)) for name in ("ct", "mr"))
+    assert 2 * (ct & mr).sum() > 0.98 * (ct.sum() + mr.sum())
+    assert 0.25 < ct.mean() < 0.6

@@ -83,12 +83,32 @@ def test_what_makes_no_sense_is_refused() -> None:
         parse("ct=a:b")
 
 
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+
+
 @given(
     st.dictionaries(
         st.sampled_from(["ct", "mr", "t1"]),
-        st.sampled_from(["zscore", "landmarks"]) | st.tuples(st.integers(-2000, 0), st.integers(1, 3000)),
+        st.sampled_from(["zscore", "landmarks"]) | st.tuples(FINITE, FINITE),
         min_size=1,
     )
+    | st.tuples(FINITE, FINITE)
 )
 def test_what_is_spelt_is_parsed(how) -> None:
     assert parse(spell(how)) == how
+
+
+def test_no_digit_is_lost() -> None:
+    assert spell({"ct": (-1024.55, 1500.123), "mr": (0, 1136257)}) == "ct=-1024.55:1500.123,mr=0:1136257"
+    assert spell((np.float32(-1000), np.float64(0.1))) == "-1000:0.1"
+
+
+def test_modalities_go_by_any_of_their_names() -> None:
+    assert parse("CT=-1000:500, MRI = landmarks,T1-Gd=zscore,PET=percentiles") == {
+        "ct": (-1000.0, 500.0),
+        "mr": "landmarks",
+        "t1ce": "zscore",
+        "pet": "percentiles",
+    }
+    with pytest.raises(RecipeError, match=r"normalisation 'mr=zscore,MRI=landmarks' names mr twice \(give each modality one"):
+        parse("mr=zscore,MRI=landmarks")

@@ -73,3 +73,19 @@ def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(RecipeError, match=r"scikit-learn is not installed \(pip install 'modistill\[analysis\]'\)"):
         require_scikit_learn()
+
+
+def test_examinations_of_one_patient_share_a_fold() -> None:
+    """Tumour is told by features of the patient alone, who comes twice: seen once, the other visit would be told perfectly."""
+    tumour, cases = sample(patients=12)
+    patient = np.unique(cases, return_inverse=True)[1]
+    number = np.array([int(case[1:]) for case in cases]) // 2
+    features = np.random.default_rng(0).normal(size=(len(cases), 6))
+    features[np.arange(len(cases)), number] += 20 * tumour
+    visits = np.array([f"p{n}_ses-{case[1:]}" for n, case in zip(number, cases, strict=True)])
+    assert len(np.unique(patient)) == 12
+    found = separation(features, tumour, visits)
+    assert found.probe_auc < 0.65
+    assert found.folds == 5
+    assert separation(features, tumour, cases).probe_auc > 0.8
+    assert separation(features[:80], tumour[:80], visits[:80]).probe_auc is None

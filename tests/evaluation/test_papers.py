@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from modistill.errors import ScoreError
-from modistill.evaluation.papers import cost_table, paper_table
+from modistill.evaluation.papers import case_means, cost_table, paper_table
 from modistill.evaluation.protocol import Protocol
 from modistill.evaluation.scores import Score, Scores
 
@@ -89,6 +89,24 @@ def test_published_numbers_stand_beside_ours() -> None:
     assert table.header == ("arm", "WT", "ET", "WT published", "ET published")
     assert [row[3:] for row in table.rows] == [("0.879 ± 0.124", "0.343 ± 0.253"), ("0.875 ± 0.076", "-"), ("-", "-")]
     assert notes[-1] == "published: the paper's own numbers, on its data; not comparable with ours"
+
+
+def test_a_published_mean_may_stand_alone() -> None:
+    table, _ = paper_table(tables(), published={"had_net": {"WT": (87.5, None), "dice/ET": (0.4, None)}})
+    assert table.rows[1][3:] == ("0.875", "0.400")
+    kl = [scores(name, regions, "kl") for name, regions in ARMS.items()]
+    table, _ = paper_table(kl, "kl", published={"student": {"kl/WT": (0.079, None), "WT": (87.5, 7.6)}})
+    assert table.header == ("arm", "WT", "ET", "WT published", "ET published")
+    assert table.rows[0][3:] == ("0.079", "-")
+
+
+def test_cases_are_averaged_over_the_seeds_that_define_them() -> None:
+    nan = np.nan
+    made = [scores("a/0", {"WT": [0.25, nan, nan]}), scores("a/1", {"WT": [0.75, 0.5, nan]}), scores("b", {"WT": [1, 2, 3]})]
+    found = case_means(made, "dice")
+    np.testing.assert_array_equal(found["a"]["WT"], [0.5, 0.5, nan])
+    np.testing.assert_array_equal(found["b"]["WT"], [1, 2, 3])
+    assert case_means(made, "kl") == {}
 
 
 def test_a_score_beside_the_score() -> None:

@@ -62,7 +62,7 @@ def test_curves_of_several_runs(tmp_path: Path, references: Path, capsys: pytest
     assert 0.6 < areas["CT only"]["interval"][0] < areas["CT only"]["auc"] < areas["CT only"]["interval"][1] < 0.95
     assert areas["CMEDL"]["positives"] == 9 * (2 + 3 + 4)
     assert areas["CMEDL"]["negatives"] == 3 * 512 - 81
-    assert list(areas["CMEDL"]["auc_of_cases"]) == ["p0", "p1", "p2"]
+    assert list(areas["CMEDL"]["auc_of_patients"]) == ["p0", "p1", "p2"]
     assert (tmp_path / "roc.png").read_bytes().startswith(PNG)
 
 
@@ -127,3 +127,28 @@ def test_what_can_be_got_wrong(tmp_path: Path, references: Path) -> None:
     write_volume(references / "p0.nii.gz", Volume(tumour(0) * 7), dtype=np.uint8)
     with pytest.raises(LabelError, match=r"^p0: .*p0.nii.gz: label values outside chest: 7"):
         roc_of_folders([run], references, labels="chest")
+
+
+def test_examinations_of_a_patient_count_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three visits of two patients: intervals, areas and false components are of patients."""
+    run = write_run(tmp_path, "run", noise=3)
+    visits = {"p0": "A_ses-1", "p1": "A_ses-2", "p2": "B_ses-1"}
+    for case, visit in visits.items():
+        write_volume(tmp_path / "references" / f"{visit}.nii.gz", Volume(tumour(int(case[1]))), dtype=np.uint8)
+        (run / "probabilities" / case).rename(run / "probabilities" / visit)
+    alone = {v: roc_of_folders([run], tmp_path / "references", labels="chest", cases=[v]).curves[0] for v in visits.values()}
+    found = roc_of_folders([run], tmp_path / "references", labels="chest", resamples=500)
+    (one,) = found.curves
+    assert (found.cases, found.patients) == (tuple(visits.values()), ("A", "B"))
+    first, second = alone["A_ses-1"], alone["A_ses-2"]
+    assert one.areas == {"A": (first.pooled + second.pooled).area, "B": alone["B_ses-1"].pooled.area}
+    assert one.pooled.area == (first.pooled + second.pooled + alone["B_ses-1"].pooled).area
+    ends = [*one.areas.values(), one.pooled.area]
+    assert one.interval == (min(ends), max(ends))  # two patients, drawn with replacement: no third area exists
+    detected = [alone[visit].detections[visit[0]] for visit in visits.values()]
+    assert one.detections["A"].tumours == 2
+    np.testing.assert_array_equal(one.detections["A"].false, detected[0].false + detected[1].false)
+    np.testing.assert_array_equal(one.detections["A"].found, detected[0].found + detected[1].found)
+    assert roc_table(found).title == "ROC, 3 cases of 2 patients"
+    assert roc_table(found).rows[0][5] == "2"
+    assert "2 patients pooled" in roc_notes(found)[0]

@@ -6,8 +6,9 @@ from math import exp, log
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from modistill.errors import ModelError, RecipeError
 from modistill.losses import contextual
@@ -93,6 +94,9 @@ def test_by_hand():
 @given(seed=SEEDS, h=st.sampled_from([0.1, 0.5, 1.0]), direction=st.sampled_from(["mechrez", "cmedl"]))
 def test_zero_for_the_same_image_and_wherever_its_patches_lie(seed, h, direction):
     m = features(2, 6, 5, 4, seed=seed)
+    directions = functional.normalize(m - m.mean((0, 2, 3), keepdim=True), dim=1).flatten(2)
+    alike = torch.einsum("bci,bcj->bij", directions, directions) - 2 * torch.eye(20)
+    assume(alike.max() < 0.99)  # of two patches that are nearly one, neither is found for sure
     for g in (m, shuffled(m, seed)):
         assert contextual_loss(g, m, bandwidth=h, direction=direction).item() == pytest.approx(0, abs=1e-3)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from modistill.errors import ModelError, RecipeError
 from modistill.losses.distillation import hint_loss, output_distillation
 from modistill.losses.segmentation import dice_loss
 from modistill.methods.cmedl import CMEDL
@@ -145,6 +146,26 @@ def test_batch_statistics_are_those_of_the_segmentors_turn_alone() -> None:
         assert counts == ({1, 2} if player == "segmentors" else {0})  # the teacher sees translations and its own images
 
 
+def test_features_of_the_teacher_serve_the_contextual_loss() -> None:
+    """Its moving average does: the first turn sees the teacher as it was built, and none of it learns."""
+    method = make(translation={**TRANSLATION, "extractor": "teacher"})
+    batch = batch_of(method)
+    first = next(terms for player, terms in method.losses(batch) if player == "translation.generators")
+    assert first["contextual"] > 0
+    assert {name.split(".")[0] for name in method.record()["extractor"]} >= {"kind", "digest", "decay"}
+    average = method.translation.extractor.average.module
+    with torch.no_grad():
+        for parameter in method.segmentors.teacher.parameters():
+            parameter.add_(1.0)
+    for _ in method.losses(batch):
+        pass
+    pairs = zip(average.parameters(), method.segmentors.teacher.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)  # its first update copies
+    assert not any(parameter.requires_grad for parameter in average.parameters())
+    with pytest.raises(ModelError, match="no teacher"):
+        next(CycleGAN(width=2, blocks=1, extractor="teacher").losses(batch))
+
+
 def test_the_scale_of_the_last_norm_is_watched() -> None:
     method = make(norm="batch")
     (last,) = [m for m in method.segmentors.teacher.modules() if isinstance(m, nn.BatchNorm2d)][-1:]
@@ -180,8 +201,17 @@ def test_what_a_teacher_cannot_do_without() -> None:
         make(teacher_labels=False, teacher_sees_translations=False)
     with pytest.raises(ValueError, match="needs vgg19_weights"):
         make(translation={"extractor": "vgg19"})
-    with pytest.raises(ValueError, match=r"translation: .* unexpected keyword argument 'blocs'"):
+    with pytest.raises(RecipeError, match=r"unknown key method\.translation\.blocs \(did you mean blocks\?\)"):
         make(translation={"blocs": 2})
+    with pytest.raises(RecipeError, match=r"method\.translation\.adversarial: .*found 'lsgan'"):
+        make(translation={"adversarial": "lsgan"})
+    assert (
+        make(translation={**TRANSLATION, "lr": "1e-4"}).translation.players["generators"].keywords["lr"] == 1e-4
+    )  # as YAML has it
+    with pytest.raises(ValueError, match="no adversarial loss 'lsgan'"):
+        CycleGAN(width=2, adversarial="lsgan")
+    with pytest.raises(ValueError, match="no hints at 'last'"):
+        make(hints_at="last")
     with pytest.raises(ValueError, match="'segmentor' is no unpaired translation"):
         make(translator="segmentor")
 

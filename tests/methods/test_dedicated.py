@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modistill.errors import TrainingStopped
-from modistill.methods.dedicated import Dedicated, _dice_loss, _nearest, _weights
+from modistill.methods.dedicated import Dedicated
 from modistill.recipe import load_recipe
 from modistill.training import TrainingSettings, fit
 from samples import RandomBatches
@@ -27,33 +27,6 @@ def step(method: Dedicated, optimizer: torch.optim.Optimizer, epoch: int) -> Non
         optimizer.zero_grad()
         sum(terms.values()).backward()
         optimizer.step()
-
-
-def test_weights_of_the_scales() -> None:
-    """nnU-Net's for five scales: 1, 1/2, 1/4, 1/8, the coarsest set to zero, divided by their sum 15/8."""
-    assert _weights(5) == pytest.approx([8 / 15, 4 / 15, 2 / 15, 1 / 15])
-    assert _weights(2) == _weights(1) == [1.0]
-
-
-def test_dice_loss_by_hand() -> None:
-    """Two voxels, labels 0 and 1, all probabilities 1/2: Dice of class 1 is 2 * 0.5 / (1 + 1) = 0.5."""
-    assert _dice_loss(torch.zeros(1, 2, 2), torch.tensor([[0, 1]])).item() == pytest.approx(0.5, abs=1e-5)
-
-
-def test_dice_counts_each_sample_and_no_background() -> None:
-    """A sample found perfectly (a class that is nowhere counts 1) and one missed altogether: 0 and 1, mean 1/2."""
-    labels = torch.tensor([[0, 1], [1, 1]])
-    logits = torch.tensor([[[50.0, -50.0], [-50.0, 50.0], [-50.0, -50.0]], [[50.0, 50.0], [-50.0, -50.0], [-50.0, -50.0]]])
-    assert _dice_loss(logits[:1], labels[:1]).item() == pytest.approx(0, abs=1e-4)
-    assert _dice_loss(logits[1:], labels[1:]).item() == pytest.approx(0.5, abs=1e-4)  # class 2 is nowhere: Dice 1
-    assert _dice_loss(logits, labels).item() == pytest.approx(0.25, abs=1e-4)
-
-
-def test_labels_come_from_the_nearest_voxel() -> None:
-    """Half the size: the centre of voxel j lies between 2j and 2j + 1; nnU-Net ("nearest-exact") takes the second."""
-    labels = torch.arange(6)[None, :, None] * 10 + torch.arange(4)
-    assert _nearest(labels, (3, 2)).tolist() == [[[11, 13], [31, 33], [51, 53]]]
-    assert torch.equal(_nearest(labels, (6, 4)), labels)
 
 
 def test_the_terms_in_plain_words() -> None:

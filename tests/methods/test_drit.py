@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from modistill.errors import ModelError
 from modistill.methods.drit import DRIT
 from samples import RandomBatches
 
@@ -159,13 +160,34 @@ def test_a_translation_has_no_chance_and_the_style_of_what_is_shown() -> None:
         style = method.generators["style"](target, "target").mean
         torch.testing.assert_close(one, method.generators["translator"](source, style))
         torch.testing.assert_close(method.translate((source + 1) / 2), (method.to_target(source) + 1) / 2)
+        method.generators["translator"].mean_style.copy_(style.mean(0))
+        torch.testing.assert_close(
+            method.to_target(source), method.generators["translator"](source, style.mean(0, keepdim=True))
+        )
         assert method.to_source(target).shape == target.shape
         assert not torch.equal(one, method.to_target(source))
+
+
+def test_the_style_of_test_time_is_the_average_of_those_that_training_showed() -> None:
+    method, batch = make(), batch_of(make())
+    with torch.no_grad():
+        style = method.generators["style"](2 * batch.having(("mr",)).images[:1] - 1, "target").mean
+    for _ in method.losses(batch):
+        pass
+    torch.testing.assert_close(method.generators["translator"].mean_style, 0.01 * style)
 
 
 def test_one_image_a_domain_is_enough() -> None:
     for _, terms in make().losses(batch_of(make(), batch_size=1)):
         assert all(term.isfinite() for term in terms.values())
+
+
+def test_patches_too_small_for_the_critics_are_refused_with_the_arguments_to_change() -> None:
+    method = make(content_layers=1)
+    with pytest.raises(ModelError, match=r"patches of 32x32 voxels, the critics need 41 .*content_layers"):
+        next(method.losses(batch_of(method)))
+    assert (make(content_layers=3).smallest, make(critic_scales=3).smallest) == (209, 61)
+    next(method.losses(batch_of(method, size=(41, 41))))
 
 
 def test_gradients_of_the_critic_of_contents_are_bounded() -> None:

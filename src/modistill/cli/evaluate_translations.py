@@ -31,8 +31,13 @@ def command(
         ),
     ] = None,
     body_above: Annotated[
-        float, typer.Option("--body-above", help="Share of the scale above which a voxel of the real image is body.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            "--body-above",
+            help="Share of the scale above which a voxel of the real image is body.",
+            show_default="what lies above Otsu's threshold: its largest component, filled",
+        ),
+    ] = None,
     dims: Annotated[
         int | None,
         typer.Option("--dims", min=2, max=3, help="Axes of SSIM's windows.", show_default="as the network that translated"),

@@ -29,11 +29,14 @@ def command(
     """Map the features of the last two scales with t-SNE, a panel a run; every run is asked at the same voxels.
 
     The map proves nothing, so two numbers stand beside it: the silhouette of tumour against background, and the AUC of a
-    linear probe in patients that it was not fitted to.
+    linear probe in patients that it was not fitted to. Exit code 3 where cases were at fault: they are named and do not count.
     """
+    import sys
+
     from modistill.cli.progress import bar
     from modistill.cli.tables import print_notes, print_table
     from modistill.data.folder import find_cases
+    from modistill.data.splits import patient_of
     from modistill.evaluation.features import embed, require_scikit_learn, separation
     from modistill.evaluation.tables import TextTable
     from modistill.files import require_writable, write_json
@@ -44,11 +47,15 @@ def command(
     require_writable(output)
     require_scikit_learn()
     models = [load_model(run) for run in runs]
+    cohort = find_cases(input)
+    faults = [str(fault) for fault in cohort.faults if fault.severity == "error"]
+    for fault in faults:  # before the work, which they may leave nothing for
+        print(f"error: {fault}", file=sys.stderr)
     with bar() as progress:
         task = progress.add_task("features", total=0, note="", visible=False)
         found = sample_features(
             models,
-            find_cases(input).cases,
+            cohort.cases,
             region=region,
             most=voxels,
             patch=patch,
@@ -65,7 +72,7 @@ def command(
             progress.advance(mapping)
     probes = {run: "-" if one.probe_auc is None else f"{one.probe_auc:.3f}" for run, one in apart.items()}
     captions = {run: f"silhouette {one.silhouette:.3f}   linear probe AUC {probes[run]}" for run, one in apart.items()}
-    count = len(set(found.cases))
+    count = len({patient_of(case) for case in found.cases})
     rule = f"{len(found.tumour)} voxels of {count} patients, the same for every run"
     how = f"t-SNE, perplexity {perplexity:g}, {iterations} iterations, seed {seed}"
     draw_features(maps, found.tumour, captions, output, region=found.region, caption=f"{rule}\n{how}")
@@ -77,11 +84,12 @@ def command(
     print_table(TextTable(f"{found.region} against background", header, tuple(rows)))
     notes = [
         f"{rule}; {how}",
-        f"voxels: half of them {found.region}, at most {voxels} of a patient, from patches of {patch}x{patch} around it",
+        f"voxels: half of them {found.region}, at most {voxels} of a case, from patches of {patch}x{patch} around it",
         "silhouette: of at most 50 principal components of z-scored features",
         "linear probe: logistic regression, mean over folds that share no patient",
     ]
     rest = {"perplexity": perplexity, "iterations": iterations, "seed": seed, "patch": patch, "voxels": voxels}
     numbers = {run: {"silhouette": one.silhouette, "probe_auc": one.probe_auc} for run, one in apart.items()}
-    write_json(output.with_suffix(".json"), {"rules": notes, **rest, "region": found.region, "runs": numbers})
+    write_json(output.with_suffix(".json"), {"rules": notes, **rest, "region": found.region, "runs": numbers, "faults": faults})
     print_notes([*notes, f"-> {output}"])
+    raise typer.Exit(3 if faults else 0)

@@ -146,8 +146,11 @@ def _preprocessing(cohort: Cohort, recipe: str | None, given: Mapping[str, Any],
         )
     if absent := [name for name in settings["modalities"] if name not in cohort.modalities]:
         raise RecipeError(f"no case has {absent[0]}", remedy=f"found: {', '.join(cohort.modalities)}; or declare --modality")
-    if foreign := [name for name in settings.get("n4", ()) if name not in settings["modalities"]]:
-        raise RecipeError(f"--n4 {foreign[0]}: no such modality", remedy=f"some of {','.join(settings['modalities'])}")
+    own = given["normalisation"] if isinstance(given["normalisation"], Mapping) else ()
+    for option, named in (("--normalisation", own), ("--n4", settings.get("n4", ()))):
+        if foreign := [name for name in named if name not in settings["modalities"]]:
+            remedy = f"some of {','.join(settings['modalities'])}"
+            raise RecipeError(f"{option} {foreign[0]}: no such modality", remedy=remedy)
     if settings.get("within") and "ct" not in settings["available"]:
         raise RecipeError("--within lungs needs a ct, which no patient will have", remedy="--available with ct")
     return Preprocessing(**settings, convention=labels)

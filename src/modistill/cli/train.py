@@ -50,14 +50,15 @@ def command(
 
 def _control(name: str, overrides: Sequence[str]) -> Recipe:
     """The recipe of a control with those of the overrides that concern it: arguments its method lacks are the other's own."""
+    from modistill.arguments import takes
     from modistill.methods import load_method
-    from modistill.recipe import load_recipe, takes
+    from modistill.recipe import load_recipe
 
     method = load_method(load_recipe(name).method.name)
 
     def concerns(override: str) -> bool:
         section, _, key = override.partition("=")[0].partition(".")
-        return section != "method" or takes(method, key)
+        return section != "method" or takes(method, key.split(".")[0])
 
     return load_recipe(name, list(filter(concerns, overrides)))
 

@@ -10,12 +10,14 @@ code in three points:
    distinct draws, the same in every epoch. Here every sample has its own.
 2. Where the affine map is not drawn, nothing is resampled; theirs samples at the identity, with the same result.
 3. The mask that is carried along is the set of voxels where any image is non-zero (prepared images are zero outside the brain).
+
+`NNUNetAugmentation` is nnU-Net's; where it differs stands in its docstring and in `modistill.data.intensities`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -24,13 +26,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from modistill.data.intensities import IntensityTransform, NNUNetIntensities
+from modistill.data.warping import affine_matrix, inside, sampling_grid, warp
 from modistill.errors import RecipeError
 
-__all__ = ["Augmentation", "HADNetAugmentation", "StandardAugmentation", "Transform", "augmentations"]
+__all__ = [
+    "Augmentation",
+    "HADNetAugmentation",
+    "NNUNetAugmentation",
+    "SpatialAugmentation",
+    "StandardAugmentation",
+    "Transform",
+    "augmentations",
+]
 
 
 class Transform(Protocol):
     """One drawn change."""
+
+    @property
+    def margin(self) -> tuple[int, ...]:
+        """Voxels that it is given beyond either end of each axis, and cuts off; none unless it says otherwise."""
+        return ()
+
+    def for_patch(self, size: Sequence[int]) -> Transform:
+        """The same change, with the margin that it likes to have around a patch of this size."""
+        return self
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Apply it to images (M, *spatial) float and labels (*spatial) integers; new tensors, the arguments stay."""
@@ -67,11 +88,13 @@ class HADNetAugmentation:
         chances = rng.random(2)
         angles, shears, scales = rng.uniform(-1, 1, (3, 3)) * [[np.deg2rad(self.degrees)], [self.shear], [self.scale]]
         affine = bool(chances[1] < self.affine_probability)
-        return HADNetTransform(bool(chances[0] < self.flip_probability), _matrix(angles, shears, scales) if affine else None)
+        return HADNetTransform(
+            bool(chances[0] < self.flip_probability), affine_matrix(angles, shears, scales) if affine else None
+        )
 
 
 @dataclass(frozen=True)
-class HADNetTransform:
+class HADNetTransform(Transform):
     """A drawn `HADNetAugmentation`; volumes only.
 
     Attributes:
@@ -94,11 +117,7 @@ class HADNetTransform:
             images, labels = images.flip(1), labels.flip(0)
         if self.matrix is None:
             return images, labels
-        grid = _grid(self.matrix, labels.shape)
-        carried = torch.stack([labels.to(images.dtype), (images != 0).any(0).to(images.dtype)])
-        nearest = functional.grid_sample(carried[None], grid, mode="nearest", align_corners=True)[0]
-        warped = functional.grid_sample(images[None], grid, mode="bilinear", align_corners=True)[0]
-        return warped.mul_(nearest[1]), nearest[0].to(labels.dtype)
+        return warp(images, labels, sampling_grid(self.matrix, labels.shape, labels.shape))
 
 
 @dataclass(frozen=True)
@@ -131,7 +150,7 @@ class StandardAugmentation:
 
 
 @dataclass(frozen=True)
-class StandardTransform:
+class StandardTransform(Transform):
     """A drawn `StandardAugmentation`."""
 
     ranges: StandardAugmentation
@@ -202,7 +221,7 @@ class SpatialAugmentation:
 
 
 @dataclass(frozen=True)
-class SpatialTransform:
+class SpatialTransform(Transform):
     """A drawn `SpatialAugmentation`.
 
     Attributes:
@@ -247,31 +266,101 @@ class SpatialTransform:
         return (moved / half[:, None, None]).flip(0).movedim(0, -1)[None]
 
 
+@dataclass(frozen=True)
+class NNUNetAugmentation:
+    """Rotation, scaling, mirroring and changes of intensity as nnU-Net's second version trains with. For volumes and slices.
+
+    Isensee et al., Nature Methods 2021 (https://doi.org/10.1038/s41592-020-01008-z; https://github.com/MIC-DKFZ/nnUNet).
+    One interpolation does rotation and scaling; what lies beyond the patch is read with it, up to 0.3 of its edges on either
+    side (nnU-Net: 205 voxels for 128). Images stay zero outside the mask and in channels that a case lacks.
+
+    Args:
+        rotation_probability: of a rotation about all axes.
+        degrees: about each axis of a volume, uniform in +-degrees.
+        slice_degrees: the same, of a slice.
+        scaling_probability: of a scaling.
+        scaling: one factor for all axes, uniform; above 1, things become *smaller*, as in nnU-Net.
+        mirror_axes: each is reversed with probability 0.5.
+        intensities: see `NNUNetIntensities`.
+
+    Differs from nnU-Net
+        1. Labels come from the nearest voxel; there, from the class whose interpolated share is largest.
+        2. Patches turn alike whatever their shape; there, slices of unequal edges turn less, and flat volumes in one plane.
+        3. Mirroring comes before the changes of intensity, which is the same but for roundings.
+    """
+
+    rotation_probability: float = 0.2
+    degrees: float = 30.0
+    slice_degrees: float = 180.0
+    scaling_probability: float = 0.2
+    scaling: tuple[float, float] = (0.7, 1.4)
+    mirror_axes: tuple[int, ...] = (0, 1, 2)
+    intensities: NNUNetIntensities = field(default_factory=NNUNetIntensities)
+
+    def sample(self, rng: np.random.Generator) -> NNUNetTransform:
+        """Draw one; takes as many numbers from `rng` in any case."""
+        rotated, scaled = rng.random(2) < (self.rotation_probability, self.scaling_probability)
+        turns, scale = rng.uniform(-1, 1, 3), float(rng.uniform(*self.scaling))
+        mirrored = rng.random(len(self.mirror_axes)) < 0.5
+        return NNUNetTransform(
+            np.deg2rad(self.degrees) * turns * rotated,
+            float(np.deg2rad(self.slice_degrees) * turns[-1] * rotated),
+            scale if scaled else 1.0,
+            tuple(axis for axis, mirror in zip(self.mirror_axes, mirrored, strict=True) if mirror),
+            self.intensities.sample(rng),
+        )
+
+
+@dataclass(frozen=True)
+class NNUNetTransform(Transform):
+    """A drawn `NNUNetAugmentation`.
+
+    Attributes:
+        angles: about the three axes of a volume, in radians.
+        slice_angle: of a slice, in radians.
+        scale: above 1, things become smaller.
+        axes: those that are mirrored.
+        intensities: drawn as well.
+        margin: voxels beyond either end of each axis that images and labels come with.
+    """
+
+    angles: NDArray[np.float64]
+    slice_angle: float
+    scale: float
+    axes: tuple[int, ...]
+    intensities: IntensityTransform
+    margin: tuple[int, ...] = ()
+
+    def for_patch(self, size: Sequence[int]) -> NNUNetTransform:
+        """With the margin of the box around the turned and scaled patch, at most 0.3 of each edge."""
+        half = (np.array(size) - 1) / 2
+        beyond = np.ceil(np.abs(self._matrix(len(size)))[::-1, ::-1] @ half - half - 1e-6)
+        return replace(self, margin=tuple(int(n) for n in np.clip(beyond, 0, np.floor(0.3 * np.array(size)))))
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Images linearly, labels and mask to the nearest voxel, without the margin; then mirrors and intensities."""
+        matrix = self._matrix(labels.ndim)
+        if not np.array_equal(matrix, np.eye(labels.ndim)):
+            shape = [n - 2 * m for n, m in zip(labels.shape, self.margin or (0,) * labels.ndim, strict=True)]
+            images, labels = warp(images, labels, sampling_grid(matrix, shape, labels.shape))
+        axes = [axis for axis in self.axes if axis < labels.ndim]
+        images, labels = images.flip([axis + 1 for axis in axes]), labels.flip(axes)  # copies, also without an axis
+        mask = inside(images)
+        self.intensities(images)
+        return images.mul_(mask), labels
+
+    def _matrix(self, dims: int) -> NDArray[np.float64]:
+        """(dims, dims); output voxel (last axis first, from the centre) -> the input voxel it takes its value from."""
+        if dims == 3:
+            return affine_matrix(self.angles, np.zeros(3), np.full(3, self.scale - 1))
+        cos, sin = np.cos(self.slice_angle), np.sin(self.slice_angle)
+        return np.array([[cos, -sin], [sin, cos]]) * self.scale
+
+
 augmentations: Mapping[str, Augmentation | None] = {
     "none": None,
     "hadnet": HADNetAugmentation(),
+    "nnunet": NNUNetAugmentation(),
     "spatial": SpatialAugmentation(),
     "standard": StandardAugmentation(),
 }
-
-
-def _matrix(angles: NDArray[np.float64], shears: NDArray[np.float64], scales: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rotation . shear . scaling, axes in the order superior, anterior, left-right."""
-    (a, b, c), (sa, sb, sc) = np.cos(angles), np.sin(angles)
-    rotation = (
-        np.array([[1, 0, 0], [0, a, -sa], [0, sa, a]])
-        @ np.array([[b, 0, sb], [0, 1, 0], [-sb, 0, b]])
-        @ np.array([[c, -sc, 0], [sc, c, 0], [0, 0, 1]])
-    )
-    s01, s02, s10 = shears
-    shear = np.array([[1, s01, s02], [s10, 1, 0], [0, 0, 1]])
-    matrix: NDArray[np.float64] = rotation @ shear @ np.diag(1 + scales)
-    return matrix
-
-
-def _grid(matrix: NDArray[np.float64], shape: tuple[int, ...]) -> Tensor:
-    """Sampling grid (1, D, H, W, 3). torch counts coordinates from the last axis, which is the order of the matrix."""
-    half = np.array([max(n - 1, 1) / 2 for n in reversed(shape)])  # its coordinates run from -1 to 1
-    theta = np.zeros((1, 3, 4))
-    theta[0, :, :3] = matrix * half[None, :] / half[:, None]
-    return functional.affine_grid(torch.from_numpy(theta).float(), [1, 1, *shape], align_corners=True)

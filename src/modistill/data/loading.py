@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,13 +21,13 @@ import torch
 from modistill.data.augmentation import Augmentation
 from modistill.data.batch import Batch
 from modistill.data.geometry import Triple, triple
-from modistill.data.patches import choose_start
+from modistill.data.patches import choose_start, widen
 from modistill.data.store import CaseEntry, PreparedCohort
 from modistill.errors import ModistillError, RecipeError
 
 __all__ = ["Loader"]
 
-_ORDER, _SAMPLE = 0, 1  # two streams of random numbers that never meet
+_ORDER, _SAMPLE, _CASE = 0, 1, 2  # streams of random numbers that never meet
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class _Domain:
 class Loader:
     """Batches of one part of a prepared cohort.
 
-    Every case is seen once before any is seen twice, in an order shuffled anew each time.
+    Every case is seen once before any is seen twice, in an order shuffled anew each time. With `steps_per_epoch` each sample is
+    of any case instead, drawn with replacement, as in nnU-Net (https://doi.org/10.1038/s41592-020-01008-z: 250 steps).
 
     With `domains`, batches are unpaired: samples of the domains take turns in them, each domain drawn by itself from the cases
     that have its modalities, and a sample shows the modalities of its domain only, even where the case has others.
@@ -61,8 +63,11 @@ class Loader:
         samples_per_case: how often each case (with domains, of the first) is drawn in an epoch.
         steps_per_epoch: batches an epoch, instead of what `samples_per_case` gives (rounded up).
         augmentation: applied to each sample.
-        foreground_fraction: probability that a patch (or slice) is one that holds a given foreground voxel, the class drawn
-            first among those the case has; else it is drawn from the whole case.
+        foreground_fraction: how many patches (or slices) hold a given foreground voxel, the class drawn first among those the
+            case has; the others are drawn from the whole case.
+        foreground: which these are. "probability": each with this probability, and the voxel lies anywhere in it. "share":
+            nnU-Net's rule, of b samples of a step (and domain) those from round(b (1 - foreground_fraction)) on, and the voxel
+            lies in the middle, as near as the ends of the case allow.
         seed: of order, positions and augmentation.
         workers: threads; 0 reads when asked.
         dims: 3 for volumes, 2 for axial slices.
@@ -86,6 +91,7 @@ class Loader:
         steps_per_epoch: int | None = None,
         augmentation: Augmentation | None = None,
         foreground_fraction: float = 1 / 3,
+        foreground: Literal["probability", "share"] = "probability",
         seed: int = 0,
         workers: int = 2,
         dims: int = 3,
@@ -95,9 +101,9 @@ class Loader:
         self.modalities, self.available = tuple(modalities), tuple(available)
         self.batch_size, self.dims = batch_size, dims
         self.patch_size = None if patch_size is None else tuple(patch_size)
-        self.augmentation, self.foreground_fraction = augmentation, foreground_fraction
-        self.seed, self.workers = seed, workers
-        self._check(samples_per_case)
+        self.augmentation, self.foreground_fraction, self.foreground = augmentation, foreground_fraction, foreground
+        self.seed, self.workers, self.replacement = seed, workers, steps_per_epoch is not None
+        self._check(samples_per_case, 1 if steps_per_epoch is None else steps_per_epoch)
         known = cohort.plan.preprocessing.modalities
         self._channels = [known.index(name) for name in self.modalities]
         self._entries = {case: cohort.entry(case) for case in self.ids}
@@ -149,7 +155,7 @@ class Loader:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _check(self, samples_per_case: int) -> None:
+    def _check(self, samples_per_case: int, steps_per_epoch: int) -> None:
         known = self.cohort.plan.preprocessing.modalities
         for name in self.modalities:
             if name not in known:
@@ -163,11 +169,14 @@ class Loader:
             raise RecipeError(f"dims is {self.dims}", remedy="2 for slices, 3 for volumes")
         if self.patch_size is not None and (len(self.patch_size) != self.dims or min(self.patch_size) < 1):
             raise RecipeError(f"patch_size {list(self.patch_size)} does not fit {self.dims} dimensions")
-        for name, value in (("batch_size", self.batch_size), ("samples_per_case", samples_per_case)):
+        numbers = {"batch_size": self.batch_size, "samples_per_case": samples_per_case, "steps_per_epoch": steps_per_epoch}
+        for name, value in numbers.items():
             if value < 1:
                 raise RecipeError(f"{name} is {value}", remedy="1 or more")
         if not 0 <= self.foreground_fraction <= 1:
             raise RecipeError(f"foreground_fraction is {self.foreground_fraction}", remedy="between 0 and 1")
+        if self.foreground not in ("probability", "share"):
+            raise RecipeError(f"foreground is {self.foreground}", remedy="probability or share")
 
     @property
     def _samples(self) -> int:
@@ -192,9 +201,11 @@ class Loader:
         return _Domain(ids, channels)
 
     def _case_at(self, epoch: int, position: int) -> str:
-        """Samples are dealt from shuffled rounds through all cases of a domain; rounds run on across epochs."""
+        """Dealt from shuffled rounds through all cases of a domain, which run on across epochs; or drawn, each by itself."""
         place, number = divmod(epoch * len(self) * self._samples + position, len(self._domains))
         ids = self._domains[number].ids
+        if self.replacement:
+            return ids[int(np.random.default_rng([self.seed, _CASE, epoch, position]).integers(len(ids)))]
         order = np.random.default_rng([self.seed, _ORDER, place // len(ids), number]).permutation(len(ids))
         return ids[int(order[place % len(ids)])]
 
@@ -226,7 +237,12 @@ class Loader:
         case = batch.cases[index]
         rng = np.random.default_rng([self.seed, _SAMPLE, batch.epoch, position])
         try:
-            stored, classes = self.cohort.patch(case, *self._patch(self._entries[case], rng))
+            start, size = self._patch(self._entries[case], position, rng)
+            change = self.augmentation.sample(rng) if self.augmentation else None
+            if change and self.patch_size:  # beyond a whole case there is nothing
+                change = change.for_patch(self.patch_size)
+                start, size = widen(start, size, change.margin)
+            stored, classes = self.cohort.patch(case, start, size)
             images, labels = torch.from_numpy(stored), torch.from_numpy(classes)
             if self._channels != list(range(len(images))):
                 images = images[self._channels]
@@ -234,21 +250,27 @@ class Loader:
                 images, labels = images[..., 0], labels[..., 0]
             if len(self._domains) > 1:
                 images = torch.where(batch.presence[index].reshape(-1, *(1,) * labels.ndim), images, 0)
-            if self.augmentation is not None:
-                images, labels = self.augmentation.sample(rng)(images.float(), labels)
+            if change:
+                images, labels = change(images.float(), labels)
         except ModistillError as error:
             raise error.at(case) from None
         box = tuple(slice(n) for n in labels.shape)
         batch.images[index][(slice(None), *box)] = images  # copied once, from half to single precision on the way
         batch.labels[index][box] = labels
 
-    def _patch(self, entry: CaseEntry, rng: np.random.Generator) -> tuple[Triple, Triple]:
+    def _patch(self, entry: CaseEntry, position: int, rng: np.random.Generator) -> tuple[Triple, Triple]:
         """First corner and size of the patch, in voxels of the prepared case."""
         size = entry.shape if self.patch_size is None else self.patch_size
         size = triple([*size[:2], 1] if self.dims == 2 else size)
-        wanted = rng.random() < self.foreground_fraction
+        share = self.foreground == "share"
+        wanted = self._in_share(position) if share else rng.random() < self.foreground_fraction
         voxel = entry.draw_foreground(rng) if wanted else None
-        return choose_start(entry.shape, size, rng, voxel), size
+        return choose_start(entry.shape, size, rng, voxel, central=share), size
+
+    def _in_share(self, position: int) -> bool:
+        """Whether this sample is one of the last of its step, and of its domain, whatever the rank."""
+        index = position % self._samples // len(self._domains)
+        return index >= round(self.batch_size * (1 - self.foreground_fraction))
 
     def _spatial(self, epoch: int, step: int) -> Sequence[int]:
         """Spatial shape of a batch: that of the patch, or the largest case among the samples of all ranks."""

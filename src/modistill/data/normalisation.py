@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from modistill.data.naming import modality_name
 from modistill.errors import CaseError, RecipeError
 
 __all__ = [
@@ -118,28 +119,31 @@ def standard_landmarks(images: Sequence[Landmarks]) -> Landmarks:
 
 
 def parse(text: str) -> Normalisations:
-    """What `spell` wrote, or a user on the command line.
+    """What `spell` wrote, or a user on the command line; modalities by any of their names.
 
     Raises:
-        RecipeError: it cannot be understood.
+        RecipeError: it cannot be understood, or names a modality twice.
 
     Example:
-        >>> parse("hadnet"), parse("ct=-1000:500,mr=landmarks")
+        >>> parse("hadnet"), parse("CT=-1000:500,MRI=landmarks")
         ('hadnet', {'ct': (-1000.0, 500.0), 'mr': 'landmarks'})
     """
     try:
         if "=" not in text:
             return _one(text)
-        pairs = (part.split("=") for part in text.split(","))
-        return {name.strip(): _one(how) for name, how in pairs}
+        pairs = [(modality_name(name.strip()), _one(how)) for name, how in (part.split("=") for part in text.split(","))]
     except ValueError as error:
         raise RecipeError(
             f"normalisation {text!r} cannot be understood", remedy=f"{', '.join(NAMES)}, LOW:HIGH, or ct=-1000:500,mr=landmarks"
         ) from error
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RecipeError(f"normalisation {text!r} names {twice[0]} twice", remedy="give each modality one normalisation")
+    return dict(pairs)
 
 
 def spell(how: Normalisations) -> str:
-    """The inverse of `parse`.
+    """The inverse of `parse`, to the last digit.
 
     Example:
         >>> spell({"ct": (-1000, 500), "mr": "landmarks"})
@@ -147,7 +151,7 @@ def spell(how: Normalisations) -> str:
     """
     if isinstance(how, Mapping):
         return ",".join(f"{name}={spell(one)}" for name, one in how.items())
-    return how if isinstance(how, str) else ":".join(f"{bound:g}" for bound in how)
+    return how if isinstance(how, str) else ":".join(repr(float(bound)).removesuffix(".0") for bound in how)
 
 
 def scale_of(how: Normalisation) -> tuple[float, float]:

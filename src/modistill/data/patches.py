@@ -8,10 +8,12 @@ import numpy as np
 
 from modistill.data.geometry import Triple, centred, triple
 
-__all__ = ["choose_start", "within"]
+__all__ = ["choose_start", "widen", "within"]
 
 
-def choose_start(shape: Triple, size: Triple, rng: np.random.Generator, voxel: Sequence[int] | None = None) -> Triple:
+def choose_start(
+    shape: Triple, size: Triple, rng: np.random.Generator, voxel: Sequence[int] | None = None, *, central: bool = False
+) -> Triple:
     """Draw the first corner of a patch.
 
     Every position in which the patch lies inside the case (and holds `voxel`) is equally likely. Along an axis on which the
@@ -22,10 +24,13 @@ def choose_start(shape: Triple, size: Triple, rng: np.random.Generator, voxel: S
         size: (D, H, W) of the patch.
         rng: gives three numbers, whatever the arguments.
         voxel: index that the patch must hold.
+        central: in its middle, as near as the ends of the case allow.
 
     Example:
         >>> choose_start((100, 8, 100), (10, 11, 100), np.random.default_rng(0), voxel=(99, 0, 0))
         (90, -1, 0)
+        >>> choose_start((100, 100, 100), (10, 11, 10), np.random.default_rng(0), voxel=(99, 50, 3), central=True)
+        (90, 45, 0)
     """
     starts = []
     for axis, (n, p) in enumerate(zip(shape, size, strict=True)):
@@ -33,9 +38,25 @@ def choose_start(shape: Triple, size: Triple, rng: np.random.Generator, voxel: S
         if high < 0:
             low = high = -centred(n, p)[0]
         elif voxel is not None:
-            low, high = max(low, int(voxel[axis]) - p + 1), min(high, int(voxel[axis]))
+            if central:
+                low = high = min(max(int(voxel[axis]) - p // 2, low), high)
+            else:
+                low, high = max(low, int(voxel[axis]) - p + 1), min(high, int(voxel[axis]))
         starts.append(int(rng.integers(low, high + 1)))
     return triple(starts)
+
+
+def widen(start: Triple, size: Triple, margin: Sequence[int]) -> tuple[Triple, Triple]:
+    """First corner and size of a patch with this many voxels more at either end of the first axes.
+
+    Example:
+        >>> widen((0, 4, 7), (8, 8, 1), (2, 3))
+        ((-2, 1, 7), (12, 14, 1))
+    """
+    margins = [*margin, 0, 0, 0][:3]
+    return triple([n - m for n, m in zip(start, margins, strict=True)]), triple(
+        [n + 2 * m for n, m in zip(size, margins, strict=True)]
+    )
 
 
 def within(start: Triple, size: Triple, shape: Triple) -> tuple[tuple[slice, ...], tuple[tuple[int, int], ...]]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modistill.data.splits import patient_of
 from modistill.errors import CaseError, RecipeError
 
 __all__ = ["Separation", "embed", "require_scikit_learn", "separation"]
@@ -62,7 +63,7 @@ def separation(features: NDArray[Any], tumour: NDArray[np.bool_], cases: NDArray
     Args:
         features: (N, F).
         tumour: (N,), of both kinds in every case.
-        cases: (N,) ids.
+        cases: (N,) ids; all examinations of a patient fall into one fold (`modistill.data.splits.patient_of`).
         seed: of the voxels that the silhouette is of, where there are more than 10,000.
     """
     from sklearn.linear_model import LogisticRegression
@@ -73,11 +74,12 @@ def separation(features: NDArray[Any], tumour: NDArray[np.bool_], cases: NDArray
 
     some = _MOST_FOR_SILHOUETTE if len(features) > _MOST_FOR_SILHOUETTE else None
     silhouette = float(silhouette_score(_components(features, seed), tumour, sample_size=some, random_state=seed))
-    folds = min(_FOLDS, len(np.unique(cases)))
+    patients = [patient_of(str(case)) for case in cases]
+    folds = min(_FOLDS, len(set(patients)))
     if folds < 2:
         return Separation(silhouette, None, folds)
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))  # scaled by the patients it is fitted to
-    areas = cross_val_score(probe, features, tumour, groups=cases, cv=GroupKFold(folds), scoring="roc_auc")
+    areas = cross_val_score(probe, features, tumour, groups=patients, cv=GroupKFold(folds), scoring="roc_auc")
     return Separation(silhouette, float(areas.mean()), folds)
 
 

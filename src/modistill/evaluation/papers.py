@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from modistill.evaluation.comparison import arm_of, compare
 from modistill.evaluation.protocol import METRICS
 from modistill.evaluation.scores import Scores
 from modistill.evaluation.statistics import Summary
 from modistill.evaluation.tables import TextTable, number, p_value
 
-__all__ = ["cost_table", "paper_table"]
+__all__ = ["Published", "case_means", "cost_table", "paper_table", "published_in"]
 
 _TESTS = {"t": "paired t-test", "wilcoxon": "Wilcoxon's signed-rank test"}
-Published = Mapping[str, Mapping[str, tuple[float, float]]]
+Published = Mapping[str, Mapping[str, tuple[float, float | None]]]  # arm -> what a paper says of it
 
 
 def paper_table(
@@ -37,7 +40,8 @@ def paper_table(
         metric: which number.
         beside: a metric whose mean is shown in a column of its own beside each region.
         apart: arms that saw privileged data: shown, and not compared.
-        published: arm -> mean and SD of a paper: for a region, of Dice in per cent; for "metric/region", of this metric.
+        published: arm -> mean and SD of a paper, or None for an SD it does not give: for a region, of Dice in per cent; for
+            "metric/region", of this metric.
         test: of the best arm against the others.
         title: above the table.
 
@@ -66,7 +70,7 @@ def paper_table(
             largest[region] = f"{region}: {arm} is best; p < 0.05 against {beats} of {len(p)} others" + (
                 f", largest p {p_value(max(known))}" if known else ""
             )
-    theirs = {(arm, region): _published((published or {}).get(arm, {}), metric, region) for arm in arms for region in regions}
+    theirs = {(arm, region): _theirs((published or {}).get(arm, {}), metric, region) for arm in arms for region in regions}
     rows = []
     for arm in arms:
         ours = [_cell(summaries[arm, region], metric) + ("*" if best[region] == arm else "") for region in regions]
@@ -88,6 +92,37 @@ def paper_table(
     if any(theirs.values()):
         notes.append("published: the paper's own numbers, on its data; not comparable with ours")
     return TextTable(title or METRICS[metric].title, header, tuple(rows)), notes
+
+
+def published_in(
+    numbers: Mapping[str, tuple[float, float | None]], metric: str, region: str
+) -> tuple[float, float | None] | None:
+    """Mean and SD of one arm in a paper, in the unit of the metric; None where the paper has none.
+
+    Example:
+        >>> published_in({"WT": (87.5, 7.5), "kl/body": (0.079, None)}, "dice", "WT")
+        (0.875, 0.075)
+    """
+    if metric == "dice" and region in numbers and f"dice/{region}" not in numbers:
+        mean, sd = numbers[region]
+        return mean / 100, None if sd is None else sd / 100
+    return numbers.get(f"{metric}/{region}")
+
+
+def case_means(tables: Sequence[Scores], metric: str) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Arm -> region -> one value a case: its mean over the seeds that define it, NaN where none does."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for row in (row for table in tables for row in table.rows if row.metric == metric):
+        values = found.setdefault(arm_of(row.run), {}).setdefault(row.region, {}).setdefault(row.case, [])
+        if not np.isnan(row.value):
+            values.append(row.value)
+    return {
+        arm: {
+            region: np.array([np.mean(values) if values else np.nan for _, values in sorted(cases.items())])
+            for region, cases in regions.items()
+        }
+        for arm, regions in found.items()
+    }
 
 
 def cost_table(costs: Mapping[str, Sequence[Mapping[str, Any]]]) -> TextTable:
@@ -114,15 +149,12 @@ def cost_table(costs: Mapping[str, Sequence[Mapping[str, Any]]]) -> TextTable:
     return TextTable("Cost, mean over seeds", header, tuple(rows))
 
 
-def _published(numbers: Mapping[str, tuple[float, float]], metric: str, region: str) -> str:
-    """Mean and SD of a paper, or nothing."""
-    if f"{metric}/{region}" in numbers:
-        mean, sd = numbers[f"{metric}/{region}"]
-    elif metric == "dice" and region in numbers:
-        mean, sd = (value / 100 for value in numbers[region])
-    else:
+def _theirs(numbers: Mapping[str, tuple[float, float | None]], metric: str, region: str) -> str:
+    """Mean and SD of a paper, the mean alone, or nothing."""
+    if (found := published_in(numbers, metric, region)) is None:
         return ""
-    return f"{number(mean, metric)} ± {number(sd, metric)}"
+    mean, sd = found
+    return number(mean, metric) + (f" ± {number(sd, metric)}" if sd is not None else "")
 
 
 def _order(summary: Summary, lower: bool) -> float:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from modistill.data.lungs import body_mask
 from modistill.errors import RecipeError, ScoreError
 from modistill.metrics.overlap import dice
 from modistill.metrics.surface import bounding_box, surface_distances
@@ -307,8 +308,9 @@ class SynthesisProtocol(Rules):
         lowest: what 0 of the normalised image stands for.
         highest: what 1 stands for.
         landmarks: standard landmarks of the training images, where the normalisation has some.
+        n4: whether real images have lost their bias field first (`modistill.data.bias`).
         within: what the network was shown of a patient, such as "lungs"; nothing else counts. "" for everything.
-        body_above: share of the scale; voxels in which the real image lies above it are the region "body".
+        body_above: share of the scale above which the real image is the region "body"; None: `modistill.data.lungs.body_mask`.
         dims: 2 for SSIM slice by slice, 3 for windows of volumes.
         bins: of the histograms.
         epsilon: added to the share of every bin.
@@ -323,15 +325,16 @@ class SynthesisProtocol(Rules):
     lowest: float = 0.0
     highest: float = 1.0
     landmarks: tuple[float, ...] = ()
+    n4: bool = False
     within: str = ""
-    body_above: float = 0.0
+    body_above: float | None = None
     dims: int = 2
     bins: int = 256
     epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "landmarks", tuple(self.landmarks))
-        if not 0 <= self.body_above < 1:
+        if self.body_above is not None and not 0 <= self.body_above < 1:
             raise RecipeError(f"body_above is a share of the scale, got {self.body_above:g}", remedy="give 0 or more, below 1")
         if self.dims not in (2, 3):
             raise RecipeError(f"SSIM has windows of 2 or 3 axes, got {self.dims}")
@@ -341,10 +344,13 @@ class SynthesisProtocol(Rules):
         edge = "x".join([str(SSIM_WINDOW)] * self.dims)
         where = "slice by slice" if self.dims == 2 else "in volumes"
         known = " (of the training images)" if self.landmarks else ""
-        body = "its lowest value" if not self.body_above else f"{100 * self.body_above:g} % of it"
+        n4 = ", bias field taken out by N4," if self.n4 else ""
+        body = f"voxels in which the real image lies above {100 * (self.body_above or 0):g} % of the scale"
+        if self.body_above is None:
+            body = "largest component above the real image's Otsu threshold, slices filled"
         return (
-            f"scale: {self.target} normalised by {self.normalisation}{known}, {self.lowest:g} to {self.highest:g}, clipped",
-            f"body: voxels in which the real image lies above {body}; other regions: labels of the reference",
+            f"scale: {self.target}{n4} normalised by {self.normalisation}{known}, {self.lowest:g} to {self.highest:g}, clipped",
+            f"body: {body}; other regions: labels of the reference",
             *((f"within: only the axial slices that show {self.within}",) if self.within else ()),
             "PSNR: 10 log10(range^2 / mean squared error), range that of the scale; MAE: in its units; NMAE: MAE / range",
             f"SSIM: {where}, Gaussian window {edge}, sigma {SSIM_SIGMA}; mean over voxels whose window lies inside the image",
@@ -352,6 +358,10 @@ class SynthesisProtocol(Rules):
             "no voxel in a region: undefined, left out and counted",
             f"no usable translation (failed): PSNR 0, SSIM -1, NMAE 1, KL {worst_kl(self.bins, self.epsilon):.2f}",
         )
+
+    def body(self, real: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """The region "body" (D, H, W) of a whole real image, from 0 to 1."""
+        return body_mask(real) if self.body_above is None else real > self.body_above
 
     def score(
         self, synthetic: NDArray[np.float32], real: NDArray[np.float32], regions: Mapping[str, NDArray[np.bool_]]
@@ -361,11 +371,11 @@ class SynthesisProtocol(Rules):
         Args:
             synthetic: (D, H, W) from 0 to 1.
             real: (D, H, W) from 0 to 1.
-            regions: name -> binary map (D, H, W).
+            regions: name -> binary map (D, H, W), the body among them.
         """
         similarity = ssim_map(synthetic, real, dims=self.dims)
         values = {}
-        for name, mask in {"body": real > self.body_above, **regions}.items():
+        for name, mask in regions.items():
             s, r = synthetic[mask], real[mask]
             seen = similarity[mask]
             seen = seen[~np.isnan(seen)]

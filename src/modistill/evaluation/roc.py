@@ -3,6 +3,7 @@
 Jiang et al., CMEDL (IEEE TMI 2022, https://arxiv.org/abs/2107.07985), show ROC curves of segmentations and name neither the
 unit of analysis nor an area. Here the unit is the voxel, every one of the image, pooled over the patients; the interval rests
 on patients, and beside it stands the detection of whole tumours, the components of the reference (`modistill.metrics.roc`).
+All examinations of a patient count together (`modistill.data.splits.patient_of`).
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import add
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from modistill.data.cohort import Fault
 from modistill.data.naming import conventions
 from modistill.data.nifti import read_labels, read_volume
+from modistill.data.splits import patient_of
 from modistill.data.volume import Volume, require_same_grid
 from modistill.errors import CaseError, ModistillError, RecipeError
 from modistill.evaluation.folders import find_labels
@@ -36,6 +40,7 @@ from modistill.metrics.roc import (
 
 __all__ = ["RegionROC", "RunROCs", "roc_csv", "roc_json", "roc_notes", "roc_of_folders", "roc_table"]
 
+_Counted: TypeAlias = tuple[VoxelCounts, Detections]
 _SHOWN = DETECTION_THRESHOLDS.index(0.5)  # of the table
 
 
@@ -46,8 +51,8 @@ class RegionROC:
     Attributes:
         run: its name.
         region: name of the region.
-        voxels: case -> its voxels by probability.
-        detections: case -> its components found, and false ones.
+        voxels: patient -> the voxels of all examinations by probability.
+        detections: patient -> components found, and false ones.
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
@@ -61,7 +66,7 @@ class RegionROC:
 
     @cached_property
     def pooled(self) -> VoxelCounts:
-        """The voxels of all cases."""
+        """The voxels of all patients."""
         return reduce(add, self.voxels.values())
 
     @cached_property
@@ -71,9 +76,9 @@ class RegionROC:
 
     @property
     def areas(self) -> dict[str, float]:
-        """Case -> its own area, of the cases that have the region."""
-        found = {case: counts.area for case, counts in self.voxels.items()}
-        return {case: area for case, area in found.items() if not math.isnan(area)}
+        """Patient -> the area of this one alone, of the patients that have the region."""
+        found = {patient: counts.area for patient, counts in self.voxels.items()}
+        return {patient: area for patient, area in found.items() if not math.isnan(area)}
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,11 @@ class RunROCs:
     cases: tuple[str, ...]
     absent: tuple[str, ...]
     faults: tuple[Fault, ...]
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """Whose examinations the cases are."""
+        return tuple(dict.fromkeys(map(patient_of, self.cases)))
 
 
 def roc_of_folders(
@@ -139,8 +149,7 @@ def roc_of_folders(
     for case, reference in known.items():  # before anything is counted
         for place in places.values():
             _require(place / case, case, conventions[reference.convention].regions)
-    voxels: dict[tuple[str, str], dict[str, VoxelCounts]] = {(run, region): {} for region in regions for run in runs}
-    detections: dict[tuple[str, str], dict[str, Detections]] = {key: {} for key in voxels}
+    counted: dict[tuple[str, str], dict[str, list[_Counted]]] = {(run, region): {} for region in regions for run in runs}
     for done, (case, reference) in enumerate(sorted(known.items()), start=1):
         truth, convention = read_labels(reference.labels), conventions[reference.convention]
         try:
@@ -150,11 +159,11 @@ def roc_of_folders(
             raise error.at(case) from None
         for region, mask in zip(convention.regions, convention.regions.encode(truth.voxels), strict=True):
             for run, place in places.items():
-                counted = _count(place / case / f"{region}.nii.gz", case, truth, mask)
-                voxels[run, region][case], detections[run, region][case] = counted
+                found = _count(place / case / f"{region}.nii.gz", case, truth, mask)
+                counted[run, region].setdefault(patient_of(case), []).append(found)
         if on_case:
             on_case(done, len(known))
-    curves = [RegionROC(*key, voxels[key], detections[key], resamples, seed) for key in voxels]
+    curves = [_curve(*key, examinations, resamples, seed) for key, examinations in counted.items()]
     there = {one.region for one in curves if one.pooled.positives.any()}
     if not there:
         raise CaseError(f"no case has any {' or '.join(regions)}: there is no curve", file=references, remedy="see --cases")
@@ -166,10 +175,10 @@ def roc_table(found: RunROCs) -> TextTable:
     """Areas, and what is detected at probability 0.5."""
     rows, sections = [], []
     for number, one in enumerate(found.curves):
-        areas, cases = one.areas.values(), list(one.detections.values())
+        areas, patients = one.areas.values(), list(one.detections.values())
         low, high = (f"{end:.3f}" for end in one.interval) if one.interval else ("-", "-")
-        there = sum(case.tumours for case in cases)
-        shown = f"{sum(case.found[_SHOWN] for case in cases)} of {there}", f"{detection_curve(cases)[0][_SHOWN]:.2f}"
+        hit, there = sum(patient.found[_SHOWN] for patient in patients), sum(patient.tumours for patient in patients)
+        shown = f"{hit} of {there}", f"{detection_curve(patients)[0][_SHOWN]:.2f}"
         mean = sum(areas) / len(areas)
         rows.append((one.region, one.run, f"{one.pooled.area:.3f}", f"{low}, {high}", f"{mean:.3f}", f"{len(areas)}", *shown))
         if number + 1 == len(found.curves) or found.curves[number + 1].region != one.region:
@@ -184,14 +193,15 @@ def roc_table(found: RunROCs) -> TextTable:
         "components found",
         "false (a patient)",
     )
-    return TextTable(f"ROC, {len(found.cases)} cases", header, tuple(rows), tuple(sections))
+    whose = f" of {len(found.patients)} patients" if len(found.patients) < len(found.cases) else ""
+    return TextTable(f"ROC, {len(found.cases)} cases{whose}", header, tuple(rows), tuple(sections))
 
 
 def roc_notes(found: RunROCs) -> list[str]:
     """The rules, a line each."""
     first = found.curves[0]
     return [
-        f"AUC: of voxels, all of the image, {len(found.cases)} patients pooled; the more easy background, the higher it is",
+        f"AUC: of voxels, all of the image, {len(found.patients)} patients pooled; the more easy background, the higher it is",
         f"interval: percentile bootstrap over whole patients, {first.resamples} resamples, seed {first.seed}",
         "mean AUC: of the patients that have the region, each by itself",
         "components: of voxels with probability 0.5 or more find those of the reference with which their IoU is 0.1 or more",
@@ -225,7 +235,7 @@ def roc_json(found: RunROCs) -> dict[str, Any]:
                 "region": one.region,
                 "auc": one.pooled.area,
                 "interval": one.interval,
-                "auc_of_cases": one.areas,
+                "auc_of_patients": one.areas,
                 "positives": int(one.pooled.positives.sum()),
                 "negatives": int(one.pooled.negatives.sum()),
             }
@@ -247,7 +257,18 @@ def _require(folder: Path, case: str, regions: Collection[str]) -> None:
             )
 
 
-def _count(path: Path, case: str, truth: Volume, mask: Any) -> tuple[VoxelCounts, Detections]:
+def _curve(run: str, region: str, counted: Mapping[str, Sequence[_Counted]], resamples: int, seed: int) -> RegionROC:
+    """One run and region, the examinations of each patient together."""
+    voxels = {patient: reduce(add, (counts for counts, _ in visits)) for patient, visits in counted.items()}
+    detections = {}
+    for patient, visits in counted.items():
+        found = [one for _, one in visits]
+        totals = (sum(one.found for one in found), sum(one.false for one in found))
+        detections[patient] = Detections(sum(one.tumours for one in found), *map(np.asarray, totals))
+    return RegionROC(run, region, voxels, detections, resamples, seed)
+
+
+def _count(path: Path, case: str, truth: Volume, mask: Any) -> _Counted:
     """The voxels of one region of one case, and its tumours."""
     try:
         p = read_volume(path)

@@ -59,7 +59,7 @@ def evaluate_translations(
     run_name: str | None = None,
     labels: str | None = None,
     cases: Collection[str] | None = None,
-    body_above: float = 0.0,
+    body_above: float | None = None,
     dims: int | None = None,
     on_case: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -71,13 +71,13 @@ def evaluate_translations(
         run_name: `arm` or `arm/seed`; else the one run that the records name, else the folder's name.
         labels: name of the references' label convention; else as the cohort says, or guessed from all its values.
         cases: the ids that count; else every case with a real image of the target. A case without a translation has failed.
-        body_above: share of the scale above which the real image is body.
+        body_above: share of the scale above which the real image is body; None: see `SynthesisProtocol`.
         dims: axes of SSIM's windows; None for those of the network that translated.
         on_case: called with (cases done, cases in all).
 
     Raises:
         CaseError: nothing to score: no real image, or no usable translation at all.
-        FileError: no folder of translations.
+        FileError: no folder of translations, or two of one case in it.
         LabelError: the label convention is unknown or ambiguous.
         RecipeError: `body_above` or `dims` make no sense.
     """
@@ -131,17 +131,27 @@ def real_on_scale(image: Volume, modality: str, preprocessing: Preprocessing, *,
 
 
 def _records(folder: Path) -> tuple[dict[str, _Record], list[Fault]]:
-    """Case id -> its record, and what is wrong with the others."""
+    """Case id -> its record, and what is wrong with the others.
+
+    Raises:
+        FileError: no record, or two of one case, of which only one could be scored.
+    """
     if not folder.is_dir():
         raise FileError("is not a folder", file=folder, remedy="give the folder that `modistill translate` wrote")
     found: dict[str, _Record] = {}
     faults: list[Fault] = []
     for path in sorted(folder.glob("*/*.json")):
+        case = path.parent.name
         try:
-            found[path.parent.name] = _record(path)
+            record = _record(path)
         except ModistillError as error:
             error.file = error.file or str(path)
-            faults.append(Fault.of(error, path.parent.name))
+            faults.append(Fault.of(error, case))
+            continue
+        if case in found:
+            both = f"{found[case].image.name} and {record.image.name}"
+            raise FileError(f"holds {both}: one case has one translation", file=path.parent, remedy="choose another folder")
+        found[case] = record
     if not found:
         reason = "holds no record of a translation" + (f"; the first: {faults[0]}" if faults else "")
         raise FileError(reason, file=folder, remedy="give the folder that `modistill translate` wrote")
@@ -158,7 +168,8 @@ def _record(path: Path) -> _Record:
         how = preprocessing.normalisation_of(target)
         low, high = scale_of(how)
         landmarks = preprocessing.landmarks.get(target, ())
-        rules = SynthesisProtocol(target, spell(how), low, high, landmarks, content["within"] or "", dims=int(content["dims"]))
+        n4, within = target in preprocessing.n4, content["within"] or ""
+        rules = SynthesisProtocol(target, spell(how), low, high, landmarks, n4, within, dims=int(content["dims"]))
         image = path.with_suffix(".nii.gz")
         box = tuple(slice(start, stop) for start, stop in content["box"])
         return _Record(image, str(content["run"]), "+".join(content["available"]), box, preprocessing, rules)
@@ -188,10 +199,10 @@ def _score_case(
         status: Status = "measured"
     except ModistillError as error:
         faults = [Fault.of(error.at(case.id))]
-        values, status = {region: rules.score_failed() for region in ("body", *real.regions)}, "failed"
+        values, status = {region: rules.score_failed() for region in real.regions}, "failed"
     rows = []
     for region, found in values.items():
-        empty = region in real.regions and not real.regions[region].any()
+        empty = not real.regions[region].any()
         rule: Status = "both_empty" if empty else status
         rows += [
             Score(run, case.id, available, region, metric, float("nan") if empty else value, rule)
@@ -203,10 +214,11 @@ def _score_case(
 def _real(case: CaseFiles, convention: LabelConvention | None, rules: SynthesisProtocol, preprocessing: Preprocessing) -> _Real:
     whole = case.read((rules.target,))
     image = real_on_scale(whole.images[rules.target], rules.target, preprocessing, case=case.id)
-    if whole.labels is None or convention is None:
-        return _Real(image, {})
-    convention.check(whole.labels.voxels)
-    return _Real(image, dict(zip(convention.regions, convention.regions.encode(whole.labels.voxels), strict=True)))
+    regions = {"body": rules.body(np.asarray(image.voxels, dtype=np.float32))}
+    if whole.labels is not None and convention is not None:
+        convention.check(whole.labels.voxels)
+        regions |= zip(convention.regions, convention.regions.encode(whole.labels.voxels), strict=True)
+    return _Real(image, regions)
 
 
 def _shown(

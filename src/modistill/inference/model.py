@@ -13,8 +13,6 @@ from modistill.methods.base import AnySubsetMethod, Method
 
 __all__ = ["Model", "smallest_size"]
 
-_EDGE, _LONGEST_EDGE = 16, 32  # voxels: the networks halve a volume four times, and must be left with two voxels at least
-
 
 @dataclass(frozen=True, eq=False)
 class Model:
@@ -72,8 +70,11 @@ class Model:
         return f"{'needs one or more of ' if self.any_subset else 'needs '}{'+'.join(self.reads)}"
 
 
-def smallest_size(size: Sequence[int], dims: int = 3) -> tuple[int, int, int]:
-    """The size to which a volume must be padded, at least, for a network of `dims` axes (2: axial slices) to read it."""
-    longest = max(range(dims), key=lambda axis: size[axis])
-    d, h, w = (1 if axis >= dims else _LONGEST_EDGE if axis == longest else _EDGE for axis in range(3))
+def smallest_size(size: Sequence[int], method: Method) -> tuple[int, int, int]:
+    """The size (D, H, W) to which a volume must be padded, at least, for the networks of a method to read it.
+
+    Networks of two axes read axial slices. The maps they halve so often must keep two voxels at least.
+    """
+    least, longest = 2**method.halvings, max(range(method.dims), key=lambda axis: size[axis])
+    d, h, w = (1 if axis >= method.dims else 2 * least if axis == longest else least for axis in range(3))
     return d, h, w

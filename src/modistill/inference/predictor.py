@@ -127,7 +127,8 @@ class Predictor:
                 )
             network = model.method.get_submodule(model.method.deployed).eval().to(self.device)
             if self.device.type == "cuda":
-                network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+                order = torch.channels_last if model.method.dims == 2 else torch.channels_last_3d
+                network.to(memory_format=order)  # type: ignore[call-overload]
             if passes:
                 require_dropout(network, model.name)
 
@@ -246,7 +247,7 @@ class Predictor:
         if prepared.geometry.is_cut:
             notices += ("larger than the size the model reads: what lies outside is called background",)
         size = prepared.geometry.prepared_shape
-        if any(n < least for n, least in zip(size, smallest_size(size, model.method.dims), strict=True)):
+        if any(n < least for n, least in zip(size, smallest_size(size, model.method), strict=True)):
             notices += (f"only {'x'.join(map(str, size))} voxels: padded with zeros for the network",)
         found = Prediction(case.id, labels, convention, probabilities, model, used, reason, notices)
         if not self.uncertainty:
@@ -285,7 +286,7 @@ class Predictor:
                 window=model.window,
                 overlap=self._overlap(model),
                 batch=self.batch,
-                minimum=smallest_size(images.shape[1:], model.method.dims),
+                minimum=smallest_size(images.shape[1:], model.method),
                 device=self.device,
                 on_window=on_window,
             )

@@ -190,7 +190,7 @@ class Translator:
                 window=self.model.window,
                 overlap=self.overlap,
                 batch=self.batch,
-                minimum=smallest_size(images.shape[1:], self.method.dims),
+                minimum=smallest_size(images.shape[1:], self.method),
                 on_window=on_window,
             )
             if not torch.isfinite(made).all():

@@ -50,6 +50,7 @@ class Method(nn.Module):
         silent: paths of networks that stay in eval mode while the others train, so that their dropout does.
         dims: of its networks: 3 for volumes, 2 for axial slices.
         targets: modalities of the images that the deployed network makes; none if it segments.
+        halvings: how often its networks halve a map; what they segment is padded to 2^halvings voxels, one axis to twice that.
         domains: of an unpaired training, the modalities of each domain, that of the patients to come first. A batch then holds
             samples of either, of different cases; `batch.having(domain)` gives them.
     """
@@ -60,6 +61,7 @@ class Method(nn.Module):
     silent: tuple[str, ...] = ()
     dims: int = 3
     targets: tuple[str, ...] = ()
+    halvings: int = 4
     domains: tuple[tuple[str, ...], ...] = ()
 
     def train(self, mode: bool = True) -> Self:
@@ -82,6 +84,10 @@ class Method(nn.Module):
         """
         longest, *others = sorted(self.reads.values(), key=len, reverse=True)
         return tuple(dict.fromkeys(name for names in (longest, *others, *self.domains) for name in names))
+
+    def record(self) -> dict[str, Any]:
+        """What a run keeps beside its recipe, such as the digest of weights that came from a file: plain values."""
+        return {}
 
     @abstractmethod
     def losses(self, batch: Batch) -> Iterator[Turn]:
@@ -137,6 +143,9 @@ class UnpairedTranslation(TranslationMethod):
     @abstractmethod
     def losses(self, batch: Batch, guidance: Guidance | None = None) -> Generator[Turn]:
         """The turns of the translation; `guidance` adds terms to that of its generators."""
+
+    def watch(self, teacher: nn.Module) -> None:
+        """Look at the teacher of the method this is a part of: when it is built, and after each of the teacher's turns."""
 
     @abstractmethod
     def to_target(self, source: Tensor, target: Tensor | None = None) -> Tensor:
@@ -198,18 +207,16 @@ def build_translation(
         arguments: the others of its constructor.
 
     Raises:
-        RecipeError: there is no such method.
-        ValueError: it is no unpaired translation, or does not take an argument.
+        RecipeError: there is no such method, or it does not take an argument.
+        ValueError: it is no unpaired translation.
     """
+    from modistill.arguments import checked
     from modistill.methods import load_method
 
     constructor = load_method(name)
     if not issubclass(constructor, UnpairedTranslation):
         raise ValueError(f"translator {name!r} is no unpaired translation: cyclegan and drit are")
-    try:
-        return constructor(source, target, dims=dims, **arguments or {})
-    except TypeError as error:
-        raise ValueError(f"translation: {error}") from error
+    return constructor(source, target, dims=dims, **checked(constructor, arguments or {}, "method.translation"))
 
 
 def nested(name: str, players: Mapping[str, OptimizerFactory]) -> dict[str, OptimizerFactory]:

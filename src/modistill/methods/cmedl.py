@@ -46,7 +46,9 @@ Differs from the paper
     3. In the translators' turn batch norms normalise by the batch and leave their running statistics alone, and nothing is
        dropped; in PSIGAN, the group's published code, the statistics learn there too.
     4. See `segmentor` for the segmentation loss, `cyclegan` for adversarial and contextual loss.
-    5. The paper stops when the validation loss rises, after 100 epochs at most; here the best epoch is kept.
+    5. The teacher sees translations and real images in passes of their own, so its batch norms learn a mixture of both that is
+       neither's; it matters where the teacher is read out (`fusion` shows its segmentor both in one pass).
+    6. The paper stops when the validation loss rises, after 100 epochs at most; here the best epoch is kept.
 """
 
 from __future__ import annotations
@@ -146,6 +148,9 @@ class CMEDL(Method):
         self.translation = build_translation(translator, student, teacher, dims, translation)
         segmentor = partial(build_segmentor, network, 1, classes, width=width, norm=norm, dropout=dropout, dims=dims)
         self.segmentors = Segmentors(segmentor(), segmentor())
+        self.halvings = self.segmentors.student.halvings
+        self.segmentors.student.hint_channels(hints_at)  # refuses a site that is not there
+        self.translation.watch(self.segmentors.teacher)
         self.hints_at, self.hint = hints_at, partial(hint_loss, reduction=hint_reduction)
         self.hint_weight, self.output_weight, self.temperature = hint_weight, output_weight, temperature
         self.detach_teacher, self.teacher_labels, self.augment_student = detach_teacher, teacher_labels, augment_student
@@ -211,11 +216,16 @@ class CMEDL(Method):
             for scale in _scale(network)
         }
         yield "segmentors", {**learnt, **watched}
+        self.translation.watch(teacher)
 
     def segment(self, images: Tensor) -> Tensor:
         """The logits (B, C, *spatial) of the student or, if it is read out, of the teacher for the translation."""
         logits: Tensor = (self.reader if self.deployed == "reader" else self.segmentors.student)(signed(images))
         return logits
+
+    def record(self) -> dict[str, Any]:
+        """See `Method`: that of the translation."""
+        return self.translation.record()
 
     @classmethod
     def for_inference(cls, **arguments: Any) -> Method:

@@ -21,8 +21,8 @@ Differs from the papers
     1. CMEDL prints the logarithmic form of the adversarial loss; least squares are CycleGAN's and those of the group's code.
        `adversarial="log"` is the other reading.
     2. The contextual loss needs features. The paper's are those of VGG19 trained on ImageNet, which come as the user's file
-       (`extractor="vgg19"`, `vgg19_weights`); without one, intensities and gradients stand in (`"gradient"`), or random
-       convolutions (`"random"`). A result without VGG19 is not the paper's.
+       (`extractor="vgg19"`, `vgg19_weights`); without one, intensities and gradients stand in (`"gradient"`), random
+       convolutions (`"random"`), or maps of CMEDL's teacher (`"teacher"`). A result without VGG19 is not the paper's.
     3. CMEDL lists no identity loss, CycleGAN's code weighs it with 5: 0 here.
     4. Learning rates stay constant; CycleGAN's fall to 0 in the second half.
 """
@@ -31,22 +31,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 from torch.optim import Adam
 
 from modistill.data.batch import Batch
+from modistill.errors import ModelError
 from modistill.losses.adversarial import LeastSquares, LogLikelihood, least_squares, log_likelihood
 from modistill.losses.contextual import contextual_loss
 from modistill.losses.translation import cycle_loss, identity_loss
 from modistill.methods.base import Guidance, Method, Turn, UnpairedTranslation, signed
-from modistill.networks.extractors import FeatureExtractor, GradientFeatures, RandomFeatures, VGG19Features
+from modistill.networks.extractors import EncoderFeatures, FeatureExtractor, GradientFeatures, RandomFeatures, VGG19Features
+from modistill.networks.hinted import HintedNetwork
 from modistill.networks.history import ImageHistory
 from modistill.networks.patch_critic import PatchCritic
 from modistill.networks.resnet_translator import ResnetTranslator
 
 __all__ = ["CycleGAN"]
+
+_ADVERSARIAL: Mapping[str, LeastSquares | LogLikelihood] = {"least_squares": least_squares, "log": log_likelihood}
 
 
 class CycleGAN(UnpairedTranslation):
@@ -63,7 +67,7 @@ class CycleGAN(UnpairedTranslation):
         contextual_weight: lambda_cx; 0 for CycleGAN by itself.
         identity_weight: of the identity loss.
         adversarial: "least_squares" or "log".
-        extractor: "gradient", "random" or "vgg19".
+        extractor: "gradient", "random", "vgg19" or, inside CMEDL, "teacher": a moving average of the teacher's first maps.
         vgg19_weights: file of the latter.
         bandwidth: h of the contextual loss.
         direction: "mechrez" or "cmedl", see `losses.contextual`.
@@ -92,7 +96,7 @@ class CycleGAN(UnpairedTranslation):
         contextual_weight: float = 1.0,
         identity_weight: float = 0.0,
         adversarial: Literal["least_squares", "log"] = "least_squares",
-        extractor: Literal["gradient", "random", "vgg19"] = "gradient",
+        extractor: Literal["gradient", "random", "vgg19", "teacher"] = "gradient",
         vgg19_weights: str | None = None,
         bandwidth: float = 0.5,
         direction: Literal["mechrez", "cmedl"] = "mechrez",
@@ -108,10 +112,14 @@ class CycleGAN(UnpairedTranslation):
         critic = partial(PatchCritic, width=width, dims=dims)
         self.critics = nn.ModuleDict({"target": critic(), "source": critic()})
         self.histories = nn.ModuleDict({"target": ImageHistory(history), "source": ImageHistory(history)})
-        self.extractor = _extractor(extractor, vgg19_weights, dims) if contextual_weight else None
+        self.needs_teacher = bool(contextual_weight) and extractor == "teacher"
+        alone = contextual_weight and not self.needs_teacher
+        self.extractor: FeatureExtractor | None = _extractor(extractor, vgg19_weights, dims) if alone else None
         self.contextual = partial(contextual_loss, bandwidth=bandwidth, direction=direction, max_positions=max_positions)
         self.cycle_weight, self.contextual_weight, self.identity_weight = cycle_weight, contextual_weight, identity_weight
-        self.adversarial: LeastSquares | LogLikelihood = least_squares if adversarial == "least_squares" else log_likelihood
+        if adversarial not in _ADVERSARIAL:
+            raise ValueError(f"no adversarial loss {adversarial!r}: {', '.join(_ADVERSARIAL)}")
+        self.adversarial = _ADVERSARIAL[adversarial]
         self.reads = {"generators.to_target": (source,), "generators.to_source": (target,)}
         self.domains, self.targets = ((source,), (target,)), (target,)
         adam = partial(Adam, lr=lr, betas=betas, fused=True)
@@ -129,7 +137,9 @@ class CycleGAN(UnpairedTranslation):
         }
         if self.cycle_weight:
             terms["cycle"] = self.cycle_weight * (cycle_loss(to_source(fake_m), c) + cycle_loss(to_target(fake_c), m))
-        if self.extractor is not None:
+        if self.contextual_weight:
+            if self.extractor is None:
+                raise ModelError("there is no teacher whose features could be compared", remedy="extractor: gradient, or CMEDL")
             terms["contextual"] = self.contextual_weight * self.contextual(self.extractor(fake_m), self.extractor(m))
         if self.identity_weight:
             terms["identity"] = self.identity_weight * (identity_loss(to_target(m), m) + identity_loss(to_source(c), c))
@@ -148,6 +158,17 @@ class CycleGAN(UnpairedTranslation):
         made: Tensor = self.generators["to_source"](target)
         return made
 
+    def watch(self, teacher: nn.Module) -> None:
+        """See `UnpairedTranslation`: the average follows the teacher, if images are compared by its maps."""
+        if self.needs_teacher and self.extractor is None:
+            self.extractor = EncoderFeatures(teacher, _early_maps, layers=("low", "mid"))
+        elif isinstance(self.extractor, EncoderFeatures):
+            self.extractor.update(teacher)
+
+    def record(self) -> dict[str, Any]:
+        """See `Method`: by which features images were compared."""
+        return {} if self.extractor is None else {"extractor": self.extractor.record()}
+
     @classmethod
     def for_inference(cls, **arguments: Any) -> Method:
         """Without an extractor, whose weights may lie elsewhere."""
@@ -156,6 +177,11 @@ class CycleGAN(UnpairedTranslation):
     def _judged(self, domain: str, real: Tensor, fake: Tensor) -> Tensor:
         critic = self.critics[domain]
         return (self.adversarial.real(critic(real)) + self.adversarial.fake(critic(fake))) / 2
+
+
+def _early_maps(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """The first and the lowest maps of a segmentor, of each site the last."""
+    return [cast(HintedNetwork, network).with_hints(images, site)[1][-1] for site in ("low", "mid")]
 
 
 def _extractor(kind: str, weights: str | None, dims: int) -> FeatureExtractor:

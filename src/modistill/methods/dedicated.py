@@ -21,27 +21,24 @@ Differs from nnU-Net
        nnU-Net plans for BraTS (patch 128x128x128, batch 2, 1000 epochs of 250 steps).
     2. The loss is greater by 1: nnU-Net subtracts the Dice and leaves out the constant.
     3. Labels are exclusive classes. For BraTS nnU-Net can also learn the overlapping regions, with sigmoid outputs.
-    4. Preparation, augmentation, mirroring and the share of patches with foreground are the recipe's, not nnU-Net's; the
-       weights that are kept are the best on validation cases, not the last.
+    4. Preparation, augmentation, mirroring and the share of patches with foreground are the recipe's, which can name nnU-Net's
+       (`augmentation: nnunet`, `foreground: share`, `steps_per_epoch: 250`); the weights that are kept are the best on
+       validation cases, not the last.
 Differs from Ruffle et al.
     5. They used nnU-Net's first version, whose heads and transposed convolutions have no biases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.optim import SGD, Optimizer
+from torch import Tensor
 
 from modistill.data.batch import Batch
-from modistill.errors import TrainingStopped
-from modistill.losses.segmentation import soft_dice, weighted_cross_entropy
+from modistill.losses.deep_supervision import deep_cross_entropy, deep_dice
 from modistill.methods.base import Method, Turn
 from modistill.networks.nnunet import NNUNet
+from modistill.schedules import PolynomialSGD
 
 __all__ = ["Dedicated"]
 
@@ -81,13 +78,10 @@ class Dedicated(Method):
     ) -> None:
         super().__init__()
         self.dims = dims
-        if epochs < 1 or not 0 < momentum < 1:
-            raise ValueError(f"epochs is {epochs} and momentum {momentum}; 1 or more, and between 0 and 1, are needed")
+        self.sgd = PolynomialSGD(epochs, lr=lr, momentum=momentum, weight_decay=weight_decay)
         self.network = NNUNet(len(modalities), classes, width=width, dims=dims, stages=stages)
-        self.epoch, self.epochs, self.lr = 0, epochs, lr
-        self.sgd = partial(SGD, lr=lr, momentum=momentum, nesterov=True, weight_decay=weight_decay, fused=True)
         self.reads = {"network": tuple(modalities)}
-        self.players = {"network": self._optimizer}
+        self.players = {"network": self.sgd}
 
     def losses(self, batch: Batch) -> Iterator[Turn]:
         """One turn: the network learns from the reference, at every scale.
@@ -95,52 +89,14 @@ class Dedicated(Method):
         Raises:
             TrainingStopped: the epoch is one after the last, whose learning rate would be zero.
         """
-        if batch.epoch >= self.epochs:
-            raise TrainingStopped(
-                f"the learning rate has fallen to zero after {self.epochs} epochs",
-                remedy="leave out method.epochs, or give it the value of training.epochs",
-            )
-        self.epoch = batch.epoch  # for the optimiser, which is asked to step next and sees no batch
+        self.sgd.begin(batch.epoch)  # its optimiser is asked to step next and sees no batch
         scales = self.network.at_all_scales(batch.available)
-        weighted = [(w, z, _nearest(batch.labels, z.shape[2:])) for w, z in zip(_weights(len(scales)), scales, strict=False)]
         yield (
             "network",
-            {
-                "dice": torch.stack([w * _dice_loss(z, y) for w, z, y in weighted]).sum(),
-                "cross_entropy": torch.stack(
-                    [w * weighted_cross_entropy(z, y, z.new_ones(z.shape[1])) for w, z, y in weighted]
-                ).sum(),
-            },
+            {"dice": deep_dice(scales, batch.labels), "cross_entropy": deep_cross_entropy(scales, batch.labels)},
         )
 
     def segment(self, images: Tensor) -> Tensor:
         """Logits (B, C, *spatial)."""
         logits: Tensor = self.network(images)
         return logits
-
-    def _optimizer(self, parameters: Iterable[nn.Parameter]) -> SGD:
-        """SGD that takes its rate from the epoch, before every step."""
-        optimizer = self.sgd(parameters)
-        optimizer.register_step_pre_hook(self._set_rate)
-        return optimizer
-
-    def _set_rate(self, optimizer: Optimizer, *_: object) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = self.lr * (1 - self.epoch / self.epochs) ** 0.9
-
-
-def _weights(scales: int) -> list[float]:
-    """Weights of the scales, halving from one to the next, with sum 1; the coarsest has none, unless it is the only one."""
-    halving = [0.5**s for s in range(max(1, scales - 1))]
-    return [weight / sum(halving) for weight in halving]
-
-
-def _nearest(labels: Tensor, size: Sequence[int]) -> Tensor:
-    """Labels (B, *spatial) at another size, each from the nearest voxel."""
-    return functional.interpolate(labels[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long()
-
-
-def _dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 - soft Dice of logits (B, C, *spatial) and labels (B, *spatial), mean over samples and classes but the background."""
-    reference = functional.one_hot(labels, logits.shape[1]).movedim(-1, 1)
-    return 1 - soft_dice(logits.softmax(1)[:, 1:], reference[:, 1:]).mean()

@@ -28,7 +28,7 @@ from N(0, 1); sums are over both directions
 Content codes and mode seeking are left out where their weight is 0. The last three are a turn of their own, in which the style
 encoder does not learn. The first half of a batch is translated, the second is real for the critics of random styles (D'), one
 image alone serves both. A translation for use, and for a segmentor, is F(E(c), mu): without noise, in the mean style of the
-images of the other domain in the batch or, at test time, in that of zeros.
+images of the other domain in the batch or, at test time, in a running average of these.
 
 Differs from the published code
     1. It computes both generator turns from one pass and steps between their backward passes, which PyTorch refuses since 1.5;
@@ -52,6 +52,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from modistill.data.batch import Batch
+from modistill.errors import ModelError
 from modistill.losses.drit import binary_cross_entropy, content_size, latent_regression, mode_seeking, style_divergence
 from modistill.losses.gaussian import Gaussian
 from modistill.losses.translation import cycle_loss
@@ -122,6 +123,7 @@ class DRIT(UnpairedTranslation):
         weight_decay: float = 1e-4,
     ) -> None:
         super().__init__()
+        self.smallest = max((15 * 2 ** (critic_scales - 1)) + 1, 4 * (7 * 2**content_layers - 3) - 3)
         self.dims, self.source, self.target, self.code = dims, source, target, code
         self.generators = nn.ModuleDict(
             {
@@ -152,6 +154,11 @@ class DRIT(UnpairedTranslation):
         half, size = (min(map(len, images.values())) + 1) // 2, batch.images.shape[2:]
         real = {name: x[:half] for name, x in images.items()}
 
+        if min(size) < self.smallest:
+            raise ModelError(
+                f"patches of {'x'.join(map(str, size))} voxels, the critics need {self.smallest} along every axis",
+                remedy="larger sampling.patch_size, fewer content_layers or critic_scales",
+            )
         clean = {name: encode(x, name) for name, x in real.items()}
         for _ in range(self.content_updates):
             c, m = (_with_noise(clean[name].detach()) for name in _DOMAINS)
@@ -166,6 +173,9 @@ class DRIT(UnpairedTranslation):
             drawn = _draw(styles[name])
             same[name], crossed[name], *made = generate(contents, torch.cat([drawn, drawn, *codes]), name, size).split(half)
             free[name] = torch.cat(made)
+        with torch.no_grad():
+            average = self.generators["translator"].get_buffer("mean_style")
+            average.lerp_(styles["target"].mean.mean(0, keepdim=True).to(average.dtype), 0.01)
         judged = {name: self._judged(name, real[name], crossed[name]) for name in _DOMAINS}
         judged |= {name + _RANDOM: self._judged(name + _RANDOM, images[name][-half:], free[name]) for name in _DOMAINS}
         yield "critics", judged
@@ -205,12 +215,12 @@ class DRIT(UnpairedTranslation):
         yield "generators", terms
 
     def to_target(self, source: Tensor, target: Tensor | None = None) -> Tensor:
-        """F of images (B, 1, *spatial) in [-1, 1], in the mean style of `target`, or in that of zeros."""
-        return self._translated(source, "source", target, "target")
+        """F of images (B, 1, *spatial) in [-1, 1], in the style of `target`, else in the mean style of training."""
+        return self._translated(source, "source", target, "target", self.generators["translator"].get_buffer("mean_style"))
 
     def to_source(self, target: Tensor, source: Tensor | None = None) -> Tensor:
-        """G of images (B, 1, *spatial) in [-1, 1], in the mean style of `source`, or in that of zeros."""
-        return self._translated(target, "target", source, "source")
+        """G of images (B, 1, *spatial) in [-1, 1], in the style of `source`, else in that of zeros."""
+        return self._translated(target, "target", source, "source", target.new_zeros(1, self.code))
 
     @property
     def _translator(self) -> tuple[nn.Module, nn.Module]:
@@ -218,9 +228,9 @@ class DRIT(UnpairedTranslation):
         translator = self.generators["translator"]
         return translator.get_submodule("content"), translator.get_submodule("generator")
 
-    def _translated(self, images: Tensor, domain: str, others: Tensor | None, wanted: str) -> Tensor:
+    def _translated(self, images: Tensor, domain: str, others: Tensor | None, wanted: str, style: Tensor) -> Tensor:
         encode, generate = self._translator
-        style = images.new_zeros(1, self.code) if others is None else self.generators["style"](others, wanted).mean
+        style = style if others is None else self.generators["style"](others, wanted).mean
         made: Tensor = generate(encode(images, domain), style, wanted, images.shape[2:])
         return made
 

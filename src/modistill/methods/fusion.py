@@ -118,6 +118,7 @@ class Fusion(Method):
         self.translation = build_translation(translator, source, target, dims, arguments)
         channels = 1 if sees == "translation" else 2
         segmentor = build_segmentor(network, channels, classes, width=width, norm=norm, dropout=dropout, dims=dims)
+        self.halvings = segmentor.halvings
         self.reader = TranslatingSegmentor(
             self.translation.get_submodule(self.translation.deployed),
             WeightedSegmentor(ResNet18(2, width=weighting_width, norm=norm, dims=dims), segmentor)
@@ -159,6 +160,10 @@ class Fusion(Method):
         """Logits (B, C, *spatial)."""
         logits: Tensor = self.reader(signed(images))
         return logits
+
+    def record(self) -> dict[str, Any]:
+        """See `Method`: that of the translation."""
+        return self.translation.record()
 
     @classmethod
     def for_inference(cls, **arguments: Any) -> Method:

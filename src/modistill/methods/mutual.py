@@ -124,7 +124,8 @@ class MutualDistillation(Method):
         arguments = {**BY_ITSELF.get(translator, {}), **(translation or {})}
         self.translation = build_translation(translator, assistant, target, dims, arguments)
         segmentor = partial(build_segmentor, network, 1, classes, width=width, norm=norm, dropout=dropout, dims=dims)
-        self.segmentors = Ensemble(segmentor(), segmentor())
+        one, other = segmentor(), segmentor()
+        self.segmentors, self.halvings = Ensemble(one, other), one.halvings
         self.reads = {
             **dict.fromkeys(("segmentors", "segmentors.target", "segmentors.assistant"), (target,)),
             **{f"translation.{path}": names for path, names in self.translation.reads.items()},
@@ -160,6 +161,10 @@ class MutualDistillation(Method):
         """Logits (B, C, *spatial)."""
         logits: Tensor = self.segmentors(signed(images))
         return logits
+
+    def record(self) -> dict[str, Any]:
+        """See `Method`: that of the translation."""
+        return self.translation.record()
 
     @classmethod
     def for_inference(cls, **arguments: Any) -> Method:

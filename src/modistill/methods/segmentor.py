@@ -75,6 +75,7 @@ class Segmentor(Method):
         super().__init__()
         self.dims = dims
         self.network = build_segmentor(network, len(modalities), classes, width=width, norm=norm, dropout=dropout, dims=dims)
+        self.halvings = self.network.halvings
         self.loss, self.segmentation_weight = loss, segmentation_weight
         self.reads = {"network": tuple(modalities)}
         self.domains = (tuple(modalities),)  # of a cohort of two modalities, the cases of this one

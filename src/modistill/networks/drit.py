@@ -232,17 +232,23 @@ class StyleTranslator(nn.Module):
         blocks: residual blocks of encoder and of generator.
         code: length of the style code.
         dims: 2 or 3.
+
+    Attributes:
+        mean_style: (1, code), that of the target's images; a buffer, which whoever trains it keeps.
     """
+
+    mean_style: Tensor
 
     def __init__(self, source: str, target: str, *, width: int = 64, blocks: int = 4, code: int = 8, dims: int = 2) -> None:
         super().__init__()
-        self.source, self.target, self.code = source, target, code
+        self.source, self.target = source, target
+        self.register_buffer("mean_style", torch.zeros(1, code))
         self.content = ContentEncoder((source, target), width=width, blocks=blocks, dims=dims)
         self.generator = StyleGenerator((source, target), width=width, blocks=blocks, code=code, dims=dims)
 
     def forward(self, images: Tensor, style: Tensor | None = None) -> Tensor:
-        """Images (B, 1, *spatial) of the source as such of the target, in a style (B, code); zeros are the mean of all."""
-        style = images.new_zeros(1, self.code) if style is None else style
+        """Images (B, 1, *spatial) of the source as such of the target, in a style (B, code), else in `mean_style`."""
+        style = self.mean_style if style is None else style
         made: Tensor = self.generator(self.content(images, self.source), style, self.target, images.shape[2:])
         return made
 

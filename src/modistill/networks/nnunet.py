@@ -70,6 +70,7 @@ class NNUNet(nn.Module):
             raise ValueError(f"stages is {stages}, 2 or more are needed")
         self.in_channels, self.classes, self.dims, self.stages = in_channels, classes, dims, stages
         channels = [min(width * 2**s, _WIDEST[dims]) for s in range(stages)]
+        self._channels: list[int] = channels
         stage, scales = partial(_Stage, dims=dims), range(stages - 1)
         self.encoder = nn.ModuleList(
             [stage(in_channels, channels[0]), *(stage(channels[s], channels[s + 1], stride=2) for s in scales)]
@@ -99,19 +100,47 @@ class NNUNet(nn.Module):
         Raises:
             ModelError: other channels or axes than the network reads.
         """
+        return self._decoded(self.maps(images), images.shape[2:])
+
+    def with_latent(self, images: Tensor, above: int = 0) -> tuple[Tensor, list[Tensor]]:
+        """A map of the encoder, and the logits as `at_all_scales`.
+
+        Args:
+            images: (B, in_channels, *spatial).
+            above: how many stages above the lowest the map is taken: 0 is the bottleneck.
+
+        Returns:
+            (B, channels, *spatial / 2^(stages - 1 - above)), rounded up, and the logits.
+
+        Raises:
+            ModelError: other channels or axes than the network reads.
+        """
+        maps = self.maps(images)
+        return maps[-1 - above], self._decoded(maps, images.shape[2:])
+
+    def latent_channels(self, above: int = 0) -> int:
+        """Channels of the map that `with_latent` gives."""
+        return self._channels[-1 - above]
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """What each stage of the encoder makes of images (B, in_channels, *spatial), the topmost first. Raises as above."""
         channels, *size = images.shape[1:]
         if channels != self.in_channels or len(size) != self.dims:
             raise ModelError(
                 f"images of {channels} channels and {len(size)} axes, the network reads {self.in_channels} and {self.dims}",
                 remedy="give the modalities the model was trained with",
             )
-        x, maps, logits = channels_last(self._filled_up(images)), [], []
+        x, maps = channels_last(self._filled_up(images)), []
         for stage in self.encoder:
             x = stage(x)
             maps.append(x)
-        x = maps.pop()
+        return maps
+
+    def _decoded(self, maps: Sequence[Tensor], size: Sequence[int]) -> list[Tensor]:
+        *skips, x = maps
+        logits = []
         for s in reversed(range(self.stages - 1)):
-            x = self.decoder[s](self.up[s](x), maps.pop())
+            x = self.decoder[s](self.up[s](x), skips.pop())
             logits.append(_cut(self.heads[s](x), [-(-n // 2**s) for n in size]))
         return logits[::-1]
 

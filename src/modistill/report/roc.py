@@ -50,7 +50,7 @@ def draw_roc(found: RunROCs, out: Path) -> None:
         for panel in (left, right):
             _finish(panel)
     rule = "AUC with 95 % interval over patients; right: at the best threshold, dot at 0.5 if in view"
-    figure.supxlabel(f"{len(found.cases)} patients; {rule}", fontsize=7.5, color=PALE)
+    figure.supxlabel(f"{len(found.patients)} patients; {rule}", fontsize=7.5, color=PALE)
     save_figure(figure, out)
 
 
