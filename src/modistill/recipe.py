@@ -90,8 +90,8 @@ class Sampling(_Section):
         foreground: "probability" for each patch, the voxel anywhere in it, or "share": the last patches of every batch, the
             voxel in their middle, as in nnU-Net (the second of two for 0.33).
         augmentation: "none", "hadnet" (flip and small affine, as in its pre-training), "nnunet" (rotation, scaling, mirrors and
-            intensities, as in its second version), "spatial" (flip, rotation, scaling and deformation in the axial plane) or
-            "standard" (flip and intensities).
+            intensities, as in its second version), "spatial" (flip, rotation, scaling and deformation in the axial plane),
+            "standard" (flip and intensities) or "upright" ("spatial" without the flip, for labels that know left from right).
         workers: threads that read ahead.
     """
 
@@ -101,7 +101,7 @@ class Sampling(_Section):
     steps_per_epoch: int | None = Field(default=None, ge=1)
     foreground_fraction: float = Field(default=0.33, ge=0, le=1)
     foreground: Literal["probability", "share"] = "probability"
-    augmentation: Literal["none", "hadnet", "nnunet", "spatial", "standard"] = "none"
+    augmentation: Literal["none", "hadnet", "nnunet", "spatial", "standard", "upright"] = "none"
     workers: int = Field(default=2, ge=0)
 
     @model_validator(mode="after")

@@ -112,6 +112,13 @@ def test_standard_keeps_background_and_works_on_slices():
 STILL = np.zeros((2, 4, 4))
 
 
+def test_upright_never_mirrors():
+    """A left kidney stays one."""
+    rng = np.random.default_rng(0)
+    assert not any(augmentations["upright"].sample(rng).flip for _ in range(100))
+    assert any(augmentations["spatial"].sample(rng).flip for _ in range(100))
+
+
 def test_a_spatial_map_that_changes_nothing_is_the_identity():
     images, labels = ball()
     found = SpatialTransform(False, 0.0, 1.0, STILL)(images, labels)

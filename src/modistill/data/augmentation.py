@@ -363,4 +363,5 @@ augmentations: Mapping[str, Augmentation | None] = {
     "nnunet": NNUNetAugmentation(),
     "spatial": SpatialAugmentation(),
     "standard": StandardAugmentation(),
+    "upright": SpatialAugmentation(flip_probability=0),
 }
