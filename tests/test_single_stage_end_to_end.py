@@ -65,8 +65,8 @@ def test_two_stages_begin_with_a_trained_teacher(folder: Path) -> None:
     assert load_model(teacher).reads == ("flair", "t1ce", "t1", "t2")
 
 
-def test_any_other_subset_by_one_key_each(folder: Path) -> None:
-    """The cohort is prepared for it, and method and data name it."""
+def test_any_other_subset_by_one_key(folder: Path) -> None:
+    """`data.available`, which the cohort is prepared for, too."""
     prepared = folder / "t2"
     prepare = ("prepare", folder / "train", "-o", prepared, "--recipe", "single_stage/student", "--available", "t2")
     assert run_main(*prepare, "--fractions", 0.75, 0.25, 0, "--workers", 1) == 0

@@ -115,8 +115,11 @@ def _stops() -> Iterator[None]:
 
 
 def resolve(recipe: Recipe, plan: Plan) -> Recipe:
-    """The recipe with everything filled in that follows from cohort and training: classes, class weights, length."""
+    """The recipe with everything filled in that follows from cohort and training: classes, class weights, sequences, length."""
     constructor, arguments = load_method(recipe.method.name), recipe.method.arguments
+    for name in ("available", "modalities"):
+        if arguments.get(name) == "available":  # so that one key of a recipe, data.available, chooses them
+            arguments[name] = list(recipe.data.available or recipe.data.modalities)
     if takes(constructor, "classes"):
         arguments.setdefault("classes", len(conventions[plan.convention].values) + 1)
     if takes(constructor, "epochs"):

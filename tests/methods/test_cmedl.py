@@ -277,3 +277,13 @@ def test_hints_and_outputs_by_hand() -> None:
     z = torch.tensor([1.0, 3.0]).log().reshape(1, 2, 1)
     p = torch.tensor([0.1, 0.9])  # at T = 1/2 odds are squared
     assert output_distillation(z, z, 0.5).item() == pytest.approx(-(p * p.log()).sum().item())
+
+
+def test_what_learns_at_the_papers_size() -> None:
+    """Two translators, two critics and two segmentors; or DRIT's encoders, generator, four critics and that of contents."""
+    with torch.device("meta"):
+        cyclegan, drit = CMEDL(), CMEDL(translator="drit")
+    learn = sum(p.numel() for p in cyclegan.parameters() if p.requires_grad)
+    assert learn == 2 * (11_365_633 + 2_762_689 + 13_394_242) == 55_045_128
+    learn = sum(p.numel() for p in drit.translation.parameters() if p.requires_grad)
+    assert learn == 9_005_568 + 2_684_064 + 9_564_386 + 4 * 8_265_027 + 10_683_649
