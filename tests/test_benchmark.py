@@ -341,12 +341,13 @@ def test_no_dask_worker_idles_while_tasks_wait(tmp_path: Path, shell: list[list[
     distributed = pytest.importorskip("distributed")
     first, long, short = tmp_path / "first", tmp_path / "long", [tmp_path / f"short{n}" for n in range(8)]
     todo = {"first": sh("first", f"touch {first}", first)}
-    todo["long"] = sh("long", f"sleep 3 && touch {long}", long, needs=("first",))
+    waits = " && ".join(f"test -e {path}" for path in short)  # it ends when all others are done, which it may not hold up
+    loop = f"for i in $(seq 600); do if {waits}; then touch {long}; exit 0; fi; sleep 0.1; done; exit 1"
+    todo["long"] = sh("long", loop, long, needs=("first",))
     todo |= {path.name: sh(path.name, f"touch {path}", path, needs=("first",)) for path in short}
     told: list[str] = []
     with distributed.LocalCluster(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         assert run_tasks(todo, scheduler=cluster.scheduler_address, on_task=lambda task, *_: told.append(task.name))
-    assert max(path.stat().st_mtime for path in short) < long.stat().st_mtime
     assert told == list(todo)
 
 

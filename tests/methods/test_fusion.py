@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modistill.data.batch import Batch
-from modistill.errors import ModelError
+from modistill.errors import ModelError, RecipeError
 from modistill.methods.base import Turn
 from modistill.methods.fusion import Fusion
 from modistill.methods.segmentor import Segmentor
@@ -223,5 +223,5 @@ def test_what_makes_no_sense_is_refused() -> None:
         make(sees="ct")
     with pytest.raises(ValueError, match="sees both needs learns_from_translations"):
         make(sees="both", learns_from_translations=False)
-    with pytest.raises(ValueError, match=r"translation: .*'wdith'"):
+    with pytest.raises(RecipeError, match=r"unknown key method\.translation\.wdith \(did you mean width\?\)"):
         make(translation={"wdith": 2})
