@@ -128,6 +128,21 @@ def test_only_the_head_counts() -> None:
     torch.testing.assert_close(found.detach(), barlow_twins(*kept, smallest=8))
 
 
+def test_a_patch_that_is_filled_up_keeps_the_blocks_of_its_head() -> None:
+    """17 voxels become 20, five blocks of 4. The head ends in the third block of the first axis: two are left out, whole."""
+    method = make(only_head=True)
+    batch = batches(method, size=(17, 16, 16)).batch(0, 0)
+    images = batch.all.clone()
+    images[:, :, 12:] = 0
+    air = type(batch)(**{**vars(batch), "images": images})
+    found = dict(method.losses(air))["student"]["barlow"]
+    with torch.no_grad():
+        t, s = method.teacher.maps(air.all)[-1], method.student.network.maps(air.available)[-1]
+    assert s.shape[2:] == (5, 4, 4)
+    kept = [x[:, :, :3].flatten(2).movedim(1, 2).flatten(0, 1) for x in (s, t)]
+    torch.testing.assert_close(found.detach(), barlow_twins(*kept, smallest=8))
+
+
 def test_equal_latents_need_no_change() -> None:
     """With the teacher's own weights and images the diagonal is 1 and CKA is 1."""
     method = make(available=("flair", "t1ce", "t1", "t2"))

@@ -201,7 +201,9 @@ class BarlowDistillation(Method):
             student, teacher = self.student.projector(student), self.student.projector(teacher)
         if self.latent == "l1":
             return {"latent": rise * self.latent_weight * functional.l1_loss(wide(student), wide(teacher))}
-        mask = cells_with((batch.all != 0).any(1), student.shape[2:]) if self.only_head else None
+        mask = None
+        if self.only_head:  # on the grid that the network makes of the images, whose blocks the voxels of the latent are
+            mask = cells_with((self.teacher.filled_up(batch.all) != 0).any(1), student.shape[2:])
         s, t = samples(student, self.samples_of, mask), samples(teacher, self.samples_of, mask)
         found = diagnose(s, t, rank_sum=rank_sum)
         return {

@@ -130,7 +130,7 @@ class NNUNet(nn.Module):
                 f"images of {channels} channels and {len(size)} axes, the network reads {self.in_channels} and {self.dims}",
                 remedy="give the modalities the model was trained with",
             )
-        x, maps = channels_last(self._filled_up(images)), []
+        x, maps = channels_last(self.filled_up(images)), []
         for stage in self.encoder:
             x = stage(x)
             maps.append(x)
@@ -144,8 +144,8 @@ class NNUNet(nn.Module):
             logits.append(_cut(self.heads[s](x), [-(-n // 2**s) for n in size]))
         return logits[::-1]
 
-    def _filled_up(self, images: Tensor) -> Tensor:
-        """The images with zeros at the end of the axes that cannot be halved `stages` - 1 times."""
+    def filled_up(self, images: Tensor) -> Tensor:
+        """Images (B, channels, *spatial) with zeros at the end of the axes that cannot be halved `stages` - 1 times."""
         unit = 2 ** (self.stages - 1)
         wanted = [-(-n // unit) * unit for n in images.shape[2:]]
         if max(wanted) == unit:
