@@ -15,7 +15,7 @@ Choice where the paper is silent (no code was published for AD-Net)
        widths can stay (128, 256, 512, 1024: 44,164,992 parameters, the default) or the input widths (256, 512, 1024, and 1024
        at the end: 109,234,944 parameters). HAD-Net's critic, between the two, has 88,205,184.
 
-Differs from the paper and from the authors' code as `had_net` does.
+Differs from the paper, and from the authors' code of HAD-Net (there is none of AD-Net), as `had_net` does.
 """
 
 from __future__ import annotations

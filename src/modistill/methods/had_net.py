@@ -21,14 +21,17 @@ Differs from the paper, as the authors' code does (which presumably made the pub
     2. The critic sees logits: `critic_sees="probabilities"` shows it the softmax (the paper says "segmentations").
     3. The class weights stay at their initial values; the paper describes their decay under pre-training.
     4. The threshold is 0.8, the cut of a patch 0.5 inclusive on both sides (the paper names neither).
-    5. Widths: the U-Net's centre narrows from 16k to 8k and the second convolution of a decoder block halves (in the paper all
-       convolutions of a block are equal); the critic's layers have k 2^(n+1) maps (the paper prints k (2n + 1)).
-    6. Images are clipped and scaled to [0, 1] after the z-score (`data.normalisation: hadnet` in a recipe).
+    5. Widths: the U-Net's centre narrows from 16k to 8k and the second convolution of decoder blocks u4 to u2 halves (in the
+       paper all convolutions of a block are equal); the critic's layers have k 2^(n+1) maps (the paper prints k (2n + 1)).
+    6. Images are clipped and scaled to [0, 1] after the z-score (`data.normalisation: hadnet` in a recipe), and cropped
+       to the brain's box, then padded (the paper: a centre crop).
 Differs from the authors' code
     7. The class weights are an argument, equal ones by default, computed from the training cases in the recipes; theirs are the
        constants 1, 59.4507, 23.3190, 71.8481. Recipes do not set the precision: bf16 where the hardware has it, theirs is fp32.
     8. The cross-entropy is normalised per volume, then averaged over the batch (the same at their batch size of 1).
     9. In the student's turn the critic receives no gradients (theirs does, and throws them away).
+    10. Mask and crop rest on the available modalities, not on all four, and nothing is left outside the mask (as in the paper;
+        their code leaves some): see `data.preprocessing`.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ Choices where the sources are silent, an argument each
     3. The frozen teacher's dropout is silent: `teacher_dropout=True` keeps it active, as in HAD-Net.
 
 Differs from the paper
-    4. Networks, preparation and image size are HAD-Net's, as in KD-Net+; losses are means over regions and voxels.
+    4. Networks, preparation and image size are HAD-Net's, as in KD-Net+; losses are means over regions and voxels. So is the
+       augmentation of the recipes (a left-right mirror, a small affine map; KD-Net's presumably mirrors every axis).
     5. The plateau (`training.plateau` in a recipe) is one of the validation score; there, of the validation loss.
 """
 

@@ -10,8 +10,8 @@ For each sample of a batch a subset of what the case has is drawn anew; everythi
 Turns and terms, with x_m the modalities, and d_m = 1 for those drawn, else 0
     network/segmentation   L_CE = CE_w(U(d_1 x_1, ..., d_M x_M), y)
 
-CE_w is the weighted cross-entropy of `Supervised`, whose class weights fall towards 1; U-Net and optimiser are its own, too. At
-test time d_m = 1 for what the patient has.
+CE_w is the weighted cross-entropy of `Supervised`, whose class weights fall towards 1; U-Net and optimiser are its own, too
+(with `feature_dropout` 0 by default; the recipes set it). At test time d_m = 1 for what the patient has.
 
 Differs from the papers
     1. Subsets are drawn as in U-HeMIS and U-HVED (Dorent et al., MICCAI 2019): first how many, uniformly, then which. ModDrop

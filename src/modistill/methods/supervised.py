@@ -8,7 +8,7 @@ HAD-Net's student. Trained on from there without distillation, with HAD-Net's ow
 Terms
     network/segmentation   L_CE = sum_v w_y(v) * -log p_y(v)(v) / sum_v w_y(v)       weighted cross-entropy, Eq. (1), first term
 
-with the weight of class c in epoch e   w_c(e) = max(w_c(0) * 0.98^e, 1).
+with the weight of class c in epoch e   w_c(e) = max(w_c(0) * 0.98^e, 1); weights below 1 stay as they are.
 
 Differs from the authors' code
     1. The cross-entropy is normalised per volume and then averaged over the batch. At their batch size of 1 it is the same.
@@ -16,6 +16,9 @@ Differs from the authors' code
        from a constant rate: the default here. The paper's reading (halve after 30 epochs without improvement) is
        `training.plateau: {factor: 0.5, patience: 30}` in a recipe.
     3. Their class weights are constants of BraTS 2019; here they are an argument (computed from the training cases, or given).
+    4. Every sample draws its own augmentation; their forked workers repeat the same few draws in every epoch.
+    5. Recipes do not set the precision: bf16 where the hardware has it, theirs is fp32.
+    6. Mask and crop rest on the available modalities, not on all four: see `data.preprocessing`.
 """
 
 from __future__ import annotations

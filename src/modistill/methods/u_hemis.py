@@ -20,8 +20,9 @@ Differs from the authors' code
     2. An absent modality is encoded as zeros and left out of the fusion; theirs encodes another one's image and leaves it out.
     3. Sizes that are not multiples of 8 are read: a deeper map is resized to the skip it meets.
     4. Which weights are kept is the recipe's affair (the best on validation cases); theirs are the last.
-    5. Preparation and augmentation are the recipe's: HAD-Net's, as in its comparison (theirs: histograms standardised and
-       whitened; flips along all axes, scaling by 10 %), and windows are blended, not cut at their borders.
+    5. Preparation is HAD-Net's, as in its comparison, and so is the augmentation, which that comparison presumably left as
+       it was (theirs: histograms standardised and whitened; flips along all axes, scaling by 10 %). Windows are blended, not
+       cut at their borders.
 """
 
 from __future__ import annotations

@@ -31,8 +31,9 @@ Differs from the authors' code
     4. An absent modality is encoded as zeros and left out of the product; theirs encodes another one's image and leaves it out.
     5. Sizes that are not multiples of 8 are read: a deeper map is resized to the skip it meets.
     6. Which weights are kept is the recipe's affair (the best on validation cases); theirs are the last.
-    7. Preparation and augmentation are the recipe's: HAD-Net's, as in its comparison (theirs: histograms standardised and
-       whitened; flips along all axes, scaling by 10 %), and windows are blended, not cut at their borders.
+    7. Preparation is HAD-Net's, as in its comparison, and so is the augmentation, which that comparison presumably left as
+       it was (theirs: histograms standardised and whitened; flips along all axes, scaling by 10 %). Windows are blended, not
+       cut at their borders.
     8. On images in [0, 1] the squared error is some 30 to 90 times smaller than on whitened ones; its weight of 0.1 stays.
 """
 
