@@ -41,7 +41,18 @@ ONE_DOOR = {  # library -> the only files that may open it
     "blosc2": {"data/store.py"},
     "safetensors": {"weights.py"},
 }
-TORCH_ONLY = {"torch", "modistill", "__future__", "collections", "typing", "dataclasses", "functools", "math", "abc"}
+TORCH_ONLY = {
+    "torch",
+    "modistill",
+    "__future__",
+    "collections",
+    "typing",
+    "dataclasses",
+    "functools",
+    "itertools",
+    "math",
+    "abc",
+}
 TORCH_ONLY |= {"hashlib", "json"}  # weights from files of others, and their digests
 
 

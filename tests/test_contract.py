@@ -33,6 +33,7 @@ ANY_SUBSET = pytest.mark.parametrize(
 )
 TRANSLATION = {"width": 2, "blocks": 1}
 SMALL = {"width": 2, "classes": 4, "blocks": 1, "translation": TRANSLATION, "critic_scales": 1, "content_layers": 0, "above": 3}
+SMALL |= {"side": 32, "halvings": 3}
 
 
 def make(name: str, seed: int = 0, **arguments: Any) -> Method:
@@ -196,7 +197,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(name: str, tmp_path: Path)
 def test_fit_a_plain_loop_and_lightning_give_the_same_weights(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch, "randn_like", torch.ones_like)  # a loop of one's own need not seed every step as `fit` does
+    for drawn, certain in {"randn_like": torch.ones_like, "rand_like": torch.ones_like, "randperm": torch.arange}.items():
+        monkeypatch.setattr(torch, drawn, certain)  # a loop of one's own need not seed every step as `fit` does
     alone = partial(make, name, dropout=0.0, mode_seeking_weight=0.0)  # the latter divides by how far draws lie apart
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning warns of what it would do by itself
@@ -218,7 +220,8 @@ def test_fit_a_plain_loop_and_lightning_give_the_same_weights(
 # What a rank does with its own share of a batch alone: dropout, batch norm, the history of a critic, the mean of its features.
 ALONE = {"history": 0, "contextual_weight": 0.0}
 EQUAL = {"dropout": 0.0, "norm": "instance", **ALONE, "translation": {**TRANSLATION, **ALONE}}
-HALVES = {"drit"}  # the halves of a batch have different parts to play, and are other images on other numbers of ranks
+# The halves of a batch have different parts to play, or a sample becomes what another is: others on other numbers of ranks.
+HALVES = {"drit", "utad_net", "utad_teacher"}
 RANKS = """
     import sys, warnings
     from pathlib import Path

@@ -84,7 +84,7 @@ def test_every_recipe_names_a_method_and_arguments_that_exist(name: str) -> None
     assert recipe.about
 
 
-@pytest.mark.parametrize("stage", ["brats", "demo"])
+@pytest.mark.parametrize("stage", ["brats", "demo", "translation"])
 def test_all_arms_share_one_prepared_cohort(stage: str) -> None:
     assert len({load_recipe(name).data for name in recipe_names() if name.startswith(f"{stage}/")}) == 1
 

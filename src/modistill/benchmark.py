@@ -11,6 +11,7 @@ any order that their needs allow, here or on the workers of a Dask scheduler tha
     OUT/scores/ARM_SEED.csv
     OUT/translations/SEED/ARM   of methods that translate, scored against the real images of the test patients
     OUT/predictions/SEED/ARM+mc, OUT/scores/ARM+mc_SEED.csv    with Monte-Carlo dropout, for the table of uncertainty
+    OUT/completed/SEED/ARM, OUT/scores/ARM+completed_SEED.csv  segmentations of patients who lack a sequence, which ARM makes
     OUT/costs/ARM_SEED.json     wall time and peak memory of the training
     OUT/NAME.md, OUT/NAME_METRIC.png    tables and pictures; NAME is that of the YAML file: benchmarks may share a folder
 """
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from modistill.data.naming import conventions
@@ -29,6 +31,7 @@ from modistill.data.normalisation import spell
 from modistill.errors import RecipeError
 from modistill.evaluation.protocol import METRICS, UncertaintyScale
 from modistill.files import parse_yaml, read_json
+from modistill.inference.completion import FILLS
 from modistill.inference.windows import count_windows
 from modistill.methods import load_method
 from modistill.methods.base import TranslationMethod
@@ -36,10 +39,11 @@ from modistill.recipe import Recipe, build, check, load_recipe
 from modistill.runs import build_method
 from modistill.tasks import Task
 
-__all__ = ["MC", "Arm", "Benchmark", "costs", "load_benchmark", "sizes", "tasks"]
+__all__ = ["COMPLETED", "MC", "Arm", "Benchmark", "costs", "load_benchmark", "sizes", "tasks"]
 
 _SHIPPED = Path(__file__).parent / "recipes"
 MC = "+mc"  # after the name of an arm, in the folders of its Monte-Carlo predictions
+COMPLETED = "+completed"  # after the name of an arm that translates, in the scores of what is segmented with its translations
 
 
 def _with_sd(numbers: Any) -> Any:
@@ -58,7 +62,9 @@ class Arm(_Section):
         recipe: a file, or the name of one that comes with the package.
         set: "section.key=value" each; more than the benchmark's own.
         control: the arm that this one is compared with, if not the benchmark's; an arm that names itself is compared with none.
-        privileged: it is predicted with every sequence of the test patients; the others with the available ones.
+        trained_as: another arm, whose runs this one takes instead of training; its recipe must be the same.
+        privileged: it is predicted with every sequence of the test patients, the others with the available ones; one that
+            translates is shown their labels.
         mc_dropout: passes of Monte-Carlo dropout for the table of uncertainty; Dice is of one pass without, for all arms.
         published: mean and SD in the paper, or the mean alone, shown beside ours and marked as published: region -> Dice in
             per cent, or "metric/region" -> another metric in its own unit.
@@ -67,6 +73,7 @@ class Arm(_Section):
     recipe: str
     set: tuple[str, ...] = ()
     control: str | None = None
+    trained_as: str | None = None
     privileged: bool = False
     mc_dropout: int = Field(default=0, ge=0)
     published: dict[str, Annotated[tuple[float, float | None], BeforeValidator(_with_sd)]] = {}
@@ -86,6 +93,10 @@ class Benchmark(_Section):
         metrics: a table for each.
         test: "t" or "wilcoxon", paired over patients, by which the best arm is compared with the others.
         uncertainty: what counts 100 in uncertainty maps when they are scored (see `Protocol`); the score depends on it.
+        pairs: arms that translate are asked for every ordered pair of sequences that they know, not for one.
+        body_above: share of the scale above which a real image is body when translations are scored (see `SynthesisProtocol`).
+        completes: an arm that segments. It is given the test patients once without each of its sequences, which every arm that
+            translates into all of them makes, and once with nothing in its place: `FILLS`.
     """
 
     about: str = ""
@@ -98,6 +109,9 @@ class Benchmark(_Section):
     metrics: tuple[str, ...] = Field(default=("dice",), min_length=1)
     test: Literal["t", "wilcoxon"] = "t"
     uncertainty: UncertaintyScale = "theoretical"
+    pairs: bool = False
+    body_above: float | None = Field(default=None, ge=0, lt=1)
+    completes: str | None = None
 
     @model_validator(mode="after")
     def _known(self) -> Benchmark:
@@ -107,6 +121,12 @@ class Benchmark(_Section):
                 raise ValueError(f"{place} is {control}, no such arm among {', '.join(self.arms)}")
             if self.arms[control].privileged:
                 raise ValueError(f"{place} is {control}, which sees privileged sequences: no fair comparison")
+        for name, arm in self.arms.items():
+            trained = self.arms.get(arm.trained_as or name)
+            if trained is None or trained.trained_as or (trained.recipe, trained.set) != (arm.recipe, arm.set):
+                raise ValueError(f"arms.{name}.trained_as is {arm.trained_as}, which must be an arm of the same recipe")
+        if self.completes is not None and self.completes not in self.arms:
+            raise ValueError(f"completes is {self.completes}, no such arm among {', '.join(self.arms)}")
         if self.labels is not None and self.labels not in conventions:
             raise ValueError(f"no label convention named {self.labels}; known: {', '.join(conventions)}")
         if unknown := [name for name in self.metrics if name not in METRICS]:
@@ -187,24 +207,29 @@ def tasks(benchmark: Benchmark, train: Path, test: Path, output: Path, *, device
     found = [Task("prepare", ("prepare", str(train), "-o", str(prepared), *how), prepared / "plan.json")]
     for seed in benchmark.seeds:
         for name in _in_order(recipes):
-            arm, run = benchmark.arms[name], output / "runs" / str(seed) / name
+            arm = benchmark.arms[name]
+            trained = arm.trained_as or name
+            run = output / "runs" / str(seed) / trained
             overrides = [*benchmark.set, *arm.set, f"training.seed={seed}"]
             parents = [Path(os.path.normpath(Path(name) / parent)).name for parent in recipes[name].start_from.values()]
             cost = output / "costs" / f"{name}_{seed}.json"
-            found.append(
-                Task(
-                    f"train {name}/{seed}",
-                    (
-                        *("train", arm.recipe, "--data", str(prepared), "-o", str(run), "--device", device),
-                        *(word for override in overrides for word in ("--set", override)),
-                    ),
-                    cost,
-                    ("prepare", *(f"train {parent}/{seed}" for parent in parents)),
-                    resumes=run / "checkpoints" / "index.json",
-                    cost=cost,
-                )
+            train_it = Task(
+                f"train {name}/{seed}",
+                (
+                    *("train", arm.recipe, "--data", str(prepared), "-o", str(run), "--device", device),
+                    *(word for override in overrides for word in ("--set", override)),
+                ),
+                cost,
+                ("prepare", *(f"train {parent}/{seed}" for parent in parents)),
+                resumes=run / "checkpoints" / "index.json",
+                cost=cost,
             )
+            found += [train_it] if trained == name else []
             found += _scored(benchmark, name, seed, recipes[name], run, test, output, device)
+        if benchmark.completes is not None:
+            able = [name for name, recipe in recipes.items() if _makes(recipe) >= set(data.modalities)]
+            makers = {name: benchmark.arms[name].trained_as or name for name in able if not benchmark.arms[name].privileged}
+            found += _completed(benchmark, benchmark.completes, makers, seed, test, output, device)
     return {task.name: task for task in found}
 
 
@@ -215,19 +240,50 @@ def _scored(
     arm, data, translates = benchmark.arms[name], recipe.data, _translates(recipe)
     seen = data.modalities if arm.privileged else data.available or data.modalities
     reading = ("-i", str(test), "--model", str(run), "--device", device, "--continue")
-    only = () if translates else ("--only", ",".join(seen))  # a translator reads what it translates, and nothing else
+    only = ("--pairs",) if benchmark.pairs else ()  # a translator reads what it translates, and nothing else
+    only = (*only, *(("--with-labels",) if arm.privileged else ())) if translates else ("--only", ",".join(seen))
     sampled = ("--mc-dropout", str(arm.mc_dropout), "--uncertainty")
     labels = ("--labels", benchmark.labels) if benchmark.labels else ()
     scale = ("--uncertainty-scale", benchmark.uncertainty)
+    if translates and benchmark.body_above is not None:
+        labels = (*labels, "--body-above", str(benchmark.body_above))
     for kind, extra, rules in (("", (), labels), *([(MC, sampled, (*labels, *scale))] if arm.mc_dropout else [])):
         title, scores = f"{name}{kind}/{seed}", output / "scores" / f"{name}{kind}_{seed}.csv"
         made = output / ("translations" if translates else "predictions") / str(seed) / f"{name}{kind}"
         verb, evaluate = ("translate", "evaluate-translations") if translates else ("predict", "evaluate")
         yield Task(
-            f"{verb} {title}", (verb, *reading, *only, "-o", str(made), *extra), made / ".done", (f"train {name}/{seed}",)
+            f"{verb} {title}", (verb, *reading, *only, "-o", str(made), *extra), made / ".done", (f"train {run.name}/{seed}",)
         )
         score = (evaluate, str(made), "--reference", str(test), "--run", f"{name}/{seed}", "-o", str(scores), *rules)
         yield Task(f"score {title}", score, scores.with_suffix(".json"), (f"{verb} {title}",))
+
+
+def _completed(
+    benchmark: Benchmark, segmentor: str, makers: Mapping[str, str], seed: int, test: Path, output: Path, device: str
+) -> Iterator[Task]:
+    """What a segmentor makes of test patients who lack a sequence, which somebody else makes or nobody does."""
+    labels = ("--labels", benchmark.labels) if benchmark.labels else ()
+    runs = output / "runs" / str(seed)
+    for name in (*makers, *FILLS):
+        by = str(runs / makers[name]) if name in makers else name
+        made, scores = output / "completed" / str(seed) / name, output / "scores" / f"{name}{COMPLETED}_{seed}.csv"
+        reading = ("-i", str(test), "--model", str(runs / segmentor), "--device", device, "--continue")
+        needs = (f"train {segmentor}/{seed}", *((f"train {makers[name]}/{seed}",) if name in makers else ()))
+        how = ("--one-missing", "--complete-with", by)
+        yield Task(f"complete {name}/{seed}", ("predict", *reading, *how, "-o", str(made)), made / ".done", needs)
+        score = (
+            "evaluate",
+            str(made),
+            "--subsets",
+            "--reference",
+            str(test),
+            "--run",
+            f"{name}/{seed}",
+            "-o",
+            str(scores),
+            *labels,
+        )
+        yield Task(f"score {name}{COMPLETED}/{seed}", score, scores.with_suffix(".json"), (f"complete {name}/{seed}",))
 
 
 def costs(benchmark: Benchmark, output: Path) -> dict[str, list[dict[str, float]]]:
@@ -247,7 +303,6 @@ def sizes(run: Path) -> dict[str, float]:
 
     FLOPs are of a case of the recipe's size, or of its patch where it has none; of one slice where the networks read slices.
     """
-    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     recipe = load_recipe(run / "recipe.yaml")
@@ -256,10 +311,14 @@ def sizes(run: Path) -> dict[str, float]:
         whole_method = build_method(recipe)
         method = build(constructor, recipe.method.arguments, "method", call=constructor.for_inference)
         whole = recipe.data.size or recipe.sampling.patch_size or (64, 64, 64)
-        images = torch.empty(1, len(method.available), *(recipe.inference.window or whole)[: method.dims])
+        channels = 1 if isinstance(method, TranslationMethod) else len(method.available)
+        images = torch.empty(1, channels, *(recipe.inference.window or whole)[: method.dims])
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         method.eval()
-        (method.translate if isinstance(method, TranslationMethod) else method.segment)(images)
+        if isinstance(method, TranslationMethod):
+            method.translate(images, method.targets[0])
+        else:
+            method.segment(images)
     deployed, inference = method.get_submodule(method.deployed), recipe.inference
     windows = count_windows(whole, inference.window, inference.overlap) if method.dims == 3 else 1
     return {
@@ -275,6 +334,14 @@ def _translates(recipe: Recipe) -> bool:
         issubclass(load_method(recipe.method.name), TranslationMethod)
         or recipe.method.arguments.get("read_out") == "translator"
     )
+
+
+def _makes(recipe: Recipe) -> set[str]:
+    """The modalities that what a recipe trains translates into."""
+    if not _translates(recipe):
+        return set()
+    with torch.device("meta"):
+        return set(build_method(recipe).targets)
 
 
 def _in_order(recipes: Mapping[str, Any]) -> Iterator[str]:

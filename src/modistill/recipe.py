@@ -92,6 +92,7 @@ class Sampling(_Section):
         augmentation: "none", "hadnet" (flip and small affine, as in its pre-training), "nnunet" (rotation, scaling, mirrors and
             intensities, as in its second version), "spatial" (flip, rotation, scaling and deformation in the axial plane),
             "standard" (flip and intensities) or "upright" ("spatial" without the flip, for labels that know left from right).
+        apart: each training case shows one domain of an unpaired method only, whatever else it has.
         workers: threads that read ahead.
     """
 
@@ -102,6 +103,7 @@ class Sampling(_Section):
     foreground_fraction: float = Field(default=0.33, ge=0, le=1)
     foreground: Literal["probability", "share"] = "probability"
     augmentation: Literal["none", "hadnet", "nnunet", "spatial", "standard", "upright"] = "none"
+    apart: bool = False
     workers: int = Field(default=2, ge=0)
 
     @model_validator(mode="after")

@@ -86,6 +86,7 @@ def train(
         raise ModelError("no run here to resume", file=output, remedy="leave out --resume to begin one")
     if not resume:
         start_from(method, recipe, output, cohort)
+        method.begin()
     with run_lock(output):
         _open(output, recipe, cohort, method, resume)
         with _stops():
@@ -269,6 +270,7 @@ def _loader(recipe: Recipe, cohort: PreparedCohort, method: Method, seed: int) -
         workers=sampling.workers,
         dims=method.dims,
         domains=method.domains,
+        apart=sampling.apart,
     )
 
 

@@ -20,12 +20,13 @@ from modistill.data.normalisation import landmarks, standard_landmarks
 from modistill.data.preprocessing import Preprocessing
 from modistill.data.volume import Volume
 from modistill.errors import ScoreError
-from modistill.evaluation.protocol import METRICS, Protocol, SynthesisProtocol, protocol_from_json
-from modistill.evaluation.scores import read_scores
+from modistill.evaluation.protocol import METRICS, Protocol
+from modistill.evaluation.scores import Scores, read_scores, write_scores
+from modistill.evaluation.synthesis import Scale, SynthesisProtocol
 from modistill.evaluation.translations import real_on_scale
 from modistill.methods.cyclegan import CycleGAN
 from modistill.methods.segmentor import Segmentor
-from modistill.metrics.synthesis import kl_divergence, mae, psnr, ssim, worst_kl
+from modistill.metrics.synthesis import kl_divergence, mae, nmae, psnr, ssim, worst_kl, worst_nmae
 from modistill.phantom.cohort import write_cohort
 from modistill.runs import load_model
 from modistill.weights import save_weights
@@ -118,7 +119,8 @@ def test_images_records_and_what_is_said(root: Path, tmp_path: Path, capsys: pyt
         assert (record["synthetic"], record["warning"]) == (True, NOT_EVIDENCE)
         assert record["model"]["digest"] == json.loads((root / "ct2mr" / "model.json").read_text())["digest"]
         assert record["preprocessing"]["landmarks"]["mr"] == list(prepared("mr").landmarks["mr"])
-        assert after.header["descrip"].item().decode() == f"SYNTHETIC mr by modistill ct2mr {record['model']['digest'][:12]}"
+        told_by = f"SYNTHETIC mr from ct, not evidence; modistill ct2mr {record['model']['digest'][:8]}"
+        assert after.header["descrip"].item().decode() == told_by
     assert run_main("inspect", made) == 0
     assert "All 2 cases are usable" in told(capsys)
 
@@ -144,7 +146,7 @@ def test_one_bad_case_costs_itself(root: Path, tmp_path: Path, capsys: pytest.Ca
     text = told(capsys)
     assert "1 done, 2 failed" in text
     assert f"error: {CASES[0]}: {damaged}: truncated" in text
-    assert "error: other: has mr, lacks ct (ct2mr needs ct)" in text
+    assert "error: other: has mr, lacks ct (ct2mr needs ct to make mr)" in text
     assert [path.name for path in out.iterdir() if path.is_dir()] == [CASES[1]]
 
 
@@ -167,7 +169,7 @@ def test_continue_overwrite_and_single_files(root: Path, made: Path, capsys: pyt
     ("command", "run", "message"),
     [
         ("translate", "segmentor", "segmentor segments and translates nothing (modistill predict)"),
-        ("predict", "ct2mr", "ct2mr translates ct into mr and segments nothing (modistill translate)"),
+        ("predict", "ct2mr", "ct2mr translates into mr and segments nothing (modistill translate)"),
         ("translate", "old", "old does not say how mr was normalised (train it again with this version)"),
         ("translate", "nothing", "no trained model here"),
     ],
@@ -207,7 +209,8 @@ def test_scores_by_a_plain_way(root: Path, made: Path, capsys: pytest.CaptureFix
     for region, mask in {"body": body_mask(real), "TUMOUR": tumour}.items():
         s, r = synthetic[mask], real[mask]
         assert found[region, "psnr"] == pytest.approx(psnr(s, r))
-        assert found[region, "mae"] == found[region, "nmae"] == pytest.approx(mae(s, r))
+        assert found[region, "mae"] == pytest.approx(mae(s, r))
+        assert found[region, "nmae"] == pytest.approx(nmae(s, r))
         assert found[region, "ssim"] == pytest.approx(ssim(synthetic, real, mask), abs=1e-6)
         assert found[region, "kl"] == pytest.approx(kl_divergence(r, s))
         assert found[region, "kl_reverse"] == pytest.approx(kl_divergence(s, r))
@@ -229,7 +232,7 @@ def test_the_real_image_itself_is_a_perfect_translation(root: Path, made: Path) 
 
 
 def test_errors_in_hounsfield_units(root: Path, tmp_path: Path) -> None:
-    """A translation that is 150 HU too bright wherever that fits: MAE 150 HU, NMAE 0.1, PSNR 20 dB."""
+    """A translation that is 150 HU too bright wherever that fits: MAE 150 HU, PSNR 20 dB, NMAE 0.1 of the mean from 0 to 1."""
     assert translate(root, tmp_path / "out", model="mr2ct", patients="real") == 0
     for case in CASES:
         real = read_volume(root / "real" / case / f"{case}_ct.nii.gz")
@@ -237,10 +240,15 @@ def test_errors_in_hounsfield_units(root: Path, tmp_path: Path) -> None:
         write_volume(tmp_path / "out" / case / f"{case}_ct.nii.gz", real.with_voxels(moved), dtype=np.float32)
     assert evaluate(tmp_path / "out", root, tmp_path / "s.csv", "--body-above", 0.2) == 0
     table = read_scores(tmp_path / "s.csv")
+    means = {}
+    for case in CASES:
+        labels = read_volume(root / "real" / case / f"{case}_seg.nii.gz").voxels > 0
+        hu = read_volume(root / "real" / case / f"{case}_ct.nii.gz").voxels[labels]
+        means[case] = ((hu.clip(-1000, 500) + 1000) / 1500).mean()
     for row in (row for row in table.rows if row.region == "TUMOUR"):
-        expected = {"mae": 150, "nmae": 0.1, "psnr": 20}.get(row.metric)
+        expected = {"mae": 150, "nmae": 0.1 / means[row.case], "psnr": 20}.get(row.metric)
         assert expected is None or row.value == pytest.approx(expected, rel=1e-5), row
-    assert table.protocol == SynthesisProtocol("ct", "-1000:500", -1000, 500, body_above=0.2)
+    assert table.protocol == SynthesisProtocol((Scale("ct", "-1000:500", -1000, 500),), body_above=0.2)
 
 
 def test_runs_can_be_compared(root: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,7 +280,9 @@ def test_a_translation_that_cannot_be_used_has_failed(root: Path, made: Path, ca
     assert f"error: {CASES[0]}: {image}: has no record beside it: its scale is unknown (translate it again)" in told(capsys)
     table = read_scores(made.parent / "s.csv")
     assert table.failed == CASES[:1]
-    worst = {"psnr": 0, "ssim": -1, "mae": 1, "nmae": 1, "kl": worst_kl(), "kl_reverse": worst_kl()}
+    real = real_on_scale(read_volume(root / "real" / CASES[0] / f"{CASES[0]}_mr.nii.gz"), "mr", prepared("mr"))
+    tumour = real.voxels[read_volume(root / "real" / CASES[0] / f"{CASES[0]}_seg.nii.gz").voxels > 0]
+    worst = {"psnr": 0, "ssim": -1, "mae": 1, "nmae": worst_nmae(tumour), "kl": worst_kl(), "kl_reverse": worst_kl()}
     assert {row.metric: row.value for row in table.rows if row.case == CASES[0] and row.region == "TUMOUR"} == worst
     assert all(row.status == "measured" for row in table.rows if row.case == CASES[1])
     shutil.rmtree(made / CASES[0])
@@ -395,30 +405,36 @@ def test_runs_with_and_without_bias_field_are_not_compared(
     one, two = made.parent / "one.csv", made.parent / "two.csv"
     assert evaluate(made, root, one) == evaluate(made.parent / "n4", root, two) == 0
     assert "scale: mr, bias field taken out by N4, normalised by landmarks (of the training images)" in told(capsys)
-    assert (read_scores(one).protocol.n4, read_scores(two).protocol.n4) == (False, True)
+    assert tuple(read_scores(path).protocol.scales[0].n4 for path in (one, two)) == (False, True)
     assert run_main("compare", one, two, "--control", "ct2mr", "--metric", "psnr") == 2
     assert "protocols differ between ct2mr and n4: n4 False and True" in told(capsys)
 
 
-def test_two_translations_of_one_case_are_one_line(root: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_two_targets_in_one_folder_one_is_chosen(root: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert translate(root, made, "--overwrite", model="mr2ct", patients="real") == 0
     capsys.readouterr()
     assert evaluate(made, root, made.parent / "s.csv") == 2
-    names = f"{CASES[0]}_ct.nii.gz and {CASES[0]}_mr.nii.gz"
-    assert told(capsys).strip() == (
-        f"error: {made / CASES[0]}: holds {names}: one case has one translation (choose another folder)"
-    )
+    assert told(capsys).strip() == f"error: {made}: holds translations into ct, mr (choose one with --to)"
+    assert evaluate(made, root, made.parent / "s.csv", "--to", "CT") == 0
+    assert "scale: ct normalised by -1000:500, -1000 to 500, clipped" in told(capsys)
+    assert evaluate(made, root, made.parent / "s.csv", "--to", "t1") == 2
+    assert f"error: {made}: holds no record of a translation into t1" in told(capsys)
 
 
-def test_protocols_come_back_from_their_files() -> None:
-    rules = SynthesisProtocol("mr", "landmarks", landmarks=(0.0, 0.5, 1.0), n4=True, within="lungs", dims=3)
-    assert rules != replace(rules, n4=False) != replace(rules, n4=False, body_above=0)
-    with pytest.raises(ScoreError, match="foreign protocol, differs in: n4"):
-        protocol_from_json({name: value for name, value in rules.to_json().items() if name != "n4"})
-    assert protocol_from_json(json.loads(json.dumps(rules.to_json()))) == rules
-    assert protocol_from_json(Protocol().to_json()) == Protocol()
+def test_protocols_come_back_from_their_files(tmp_path: Path) -> None:
+    scale = Scale("mr", "landmarks", landmarks=(0.0, 0.5, 1.0), n4=True)
+    rules = SynthesisProtocol((scale, Scale("ct", "-1000:500", -1000, 500)), within="lungs", dims=3)
+    assert rules != replace(rules, scales=(replace(scale, n4=False), rules.scales[1])) != replace(rules, body_above=0)
+    for protocol in (rules, Protocol(uncertainty="case")):
+        write_scores(tmp_path / "s.csv", Scores((), protocol))
+        assert read_scores(tmp_path / "s.csv").protocol == protocol
+    content = json.loads(json.dumps(rules.to_json()))
+    for foreign in (content | {"scales": [{"target": "mr"}]}, content | {"scales": [{"unknown": 1}]}, {"scales": []}):
+        with pytest.raises(ScoreError, match="foreign protocol, differs in: "):
+            SynthesisProtocol.from_json(foreign)
     assert rules.differences(Protocol()) == "one is of label maps, one of synthetic images"
-    assert set(rules.score_failed()) == {name for name, metric in METRICS.items() if metric.rests_on == "synthesis"}
+    failed = rules.score_failed("mr", np.array([0.25, 0.75], np.float32))
+    assert set(failed) == {name for name, metric in METRICS.items() if metric.rests_on == "synthesis"}
 
 
 def test_a_trained_run_says_how_its_target_was_normalised(root: Path, tmp_path: Path) -> None:

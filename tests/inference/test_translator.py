@@ -38,26 +38,26 @@ class Scaled(TranslationMethod):
 
     def __init__(self, source: str = "mr", target: str = "ct", *, dims: int = 2, factor: float = 1.0) -> None:
         super().__init__()
-        self.dims, self.target, self.reads, self.players = dims, target, {"network": (source,)}, {}
+        self.dims, self.targets, self.reads, self.players = dims, (target,), {"network": (source,)}, {}
         self.network = nn.Linear(1, 1, bias=False)
         nn.init.constant_(self.network.weight, factor)
 
     def losses(self, batch):
         raise NotImplementedError
 
-    def translate(self, images: Tensor) -> Tensor:
-        if images.ndim != self.dims + 2:
-            raise ValueError(images.shape)
+    def translate(self, images: Tensor, target: str) -> Tensor:
+        if images.ndim != self.dims + 2 or target not in self.targets:
+            raise ValueError(images.shape, target)
         return images * self.network.weight
 
 
 def model(method: TranslationMethod, how: object, target: object, *, window=None, **preparation) -> Model:
     """A model whose source and target are normalised so."""
-    (source,) = method.available
+    (source,), (made,) = method.available, method.targets
     prepared = Preprocessing((source,), (source,), {source: how}, **preparation)
-    real = Preprocessing((method.target,), (method.target,), {method.target: target})
+    real = Preprocessing((made,), (made,), {made: target})
     return Model(
-        "plain", method, prepared, conventions["chest"], window=window, digest="0123456789abcdef", targets={method.target: real}
+        "plain", method, prepared, conventions["chest"], window=window, digest="0123456789abcdef", targets={made: real}
     )
 
 
@@ -97,11 +97,13 @@ def test_a_window_is_left_again(dims: int) -> None:
 def test_an_identity_gives_the_normalised_image(how: object) -> None:
     """To the bit, where the scale is 0 to 1; so a real image prepared alike is a perfect translation."""
     image = Volume(noise(1))
-    standard = {"mr": tuple(np.linspace(0, 1, 12) ** 2)}
-    same = Preprocessing(("mr",), ("mr",), {"mr": how}, landmarks=standard)
-    own = Model("plain", Scaled("mr", "mr"), same, conventions["chest"], targets={"mr": same})
+    read, real = (
+        Preprocessing((name,), (name,), {name: how}, landmarks={name: tuple(np.linspace(0, 1, 12) ** 2)})
+        for name in ("mr", "ct")
+    )
+    own = Model("plain", Scaled("mr", "ct"), read, conventions["chest"], targets={"ct": real})
     made = Translator(own, device="cpu").translate(Case("p", {"mr": image}))
-    expected = real_on_scale(image, "mr", same).voxels
+    expected = real_on_scale(image, "ct", real).voxels
     assert expected.min() == 0 < expected.max() <= 1
     if how == WINDOW:
         np.testing.assert_allclose(made.image.voxels, 1500 * expected - 1000, atol=2e-4)
@@ -131,7 +133,7 @@ def test_nothing_leaves_the_scale() -> None:
 
 
 def test_what_a_method_draws_is_drawn_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scaled, "translate", lambda self, images: torch.rand_like(images))
+    monkeypatch.setattr(Scaled, "translate", lambda self, images, target: torch.rand_like(images))
     case = Case("p", {"mr": Volume(noise())})
     first, again, other = (
         Translator(model(Scaled(), (0, 1000), WINDOW), device="cpu", seed=seed).translate(case).image.voxels
@@ -145,7 +147,7 @@ def test_the_wrong_kind_of_model_is_one_line() -> None:
     with pytest.raises(ModelError, match=r"had_net segments and translates nothing \(modistill predict\)"):
         Translator(nearest_model(), device="cpu")
     translating = model(Scaled(), (0, 1000), WINDOW)
-    with pytest.raises(ModelError, match=r"plain translates mr into ct and segments nothing \(modistill translate\)"):
+    with pytest.raises(ModelError, match=r"plain translates into ct and segments nothing \(modistill translate\)"):
         Predictor([translating], device="cpu")
 
 
@@ -160,9 +162,9 @@ def test_a_model_that_does_not_say_its_scale_is_refused() -> None:
 
 def test_what_cannot_be_translated_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     translator = Translator(model(Scaled(), (0, 1000), WINDOW), device="cpu")
-    with pytest.raises(CaseError, match=r"p: has t1, lacks mr \(plain needs mr\)"):
+    with pytest.raises(CaseError, match=r"p: has t1, lacks mr \(plain needs mr to make ct\)"):
         translator.translate(Case("p", {"t1": Volume(noise())}))
-    monkeypatch.setattr(Scaled, "translate", lambda self, images: images * float("nan"))
+    monkeypatch.setattr(Scaled, "translate", lambda self, images, target: images * float("nan"))
     with pytest.raises(ModelError, match="p: the network's output is not finite"):
         translator.translate(Case("p", {"mr": Volume(noise())}))
 
@@ -196,7 +198,7 @@ def test_the_grid_is_that_of_the_file_to_the_bit(patients: Path, tmp_path: Path)
     np.testing.assert_array_equal(after.affine, before.affine)
     assert (after.shape, after.get_data_dtype()) == (before.shape, np.float32)
     np.testing.assert_allclose(after.get_fdata(), -1000 + 1.5 * before.get_fdata(), atol=2e-4)
-    assert after.header["descrip"].item() == b"SYNTHETIC ct by modistill plain 0123456789ab"
+    assert after.header["descrip"].item() == b"SYNTHETIC ct from mr, not evidence; modistill plain 01234567"
 
 
 def test_a_case_that_failed_leaves_nothing(patients: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.ndimage import gaussian_filter
 
 from modistill.errors import GeometryError
-from modistill.metrics.synthesis import kl_divergence, mae, nmae, psnr, ssim, ssim_map, worst_kl
+from modistill.metrics.synthesis import kl_divergence, mae, nmae, psnr, ssim, ssim_map, worst_kl, worst_nmae
 
 SHAPE = (15, 13, 12)
 IMAGES = arrays(np.float32, SHAPE, elements=st.floats(0, 1, width=32))
@@ -26,10 +26,10 @@ def pair(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_errors_by_hand() -> None:
-    """Errors 0, 10 and 20 of a range of 100: mean 10, squares 500 / 3."""
+    """Errors 0, 10 and 20 of a range of 100 and a sum of 95: mean 10, share 30 / 95, squares 500 / 3."""
     synthetic, real = np.array([5.0, 20.0, 80.0]), np.array([5.0, 30.0, 60.0])
     assert mae(synthetic, real) == 10
-    assert nmae(synthetic, real, data_range=100) == pytest.approx(0.1)
+    assert nmae(synthetic, real) == pytest.approx(30 / 95)
     assert psnr(synthetic, real, data_range=100) == pytest.approx(10 * math.log10(60))
     assert psnr(synthetic / 100, real / 100) == pytest.approx(psnr(synthetic, real, data_range=100))
 
@@ -37,8 +37,10 @@ def test_errors_by_hand() -> None:
 def test_extremes() -> None:
     zeros, ones = np.zeros(SHAPE), np.ones(SHAPE)
     assert (mae(ones, ones), psnr(ones, ones), ssim(ones, ones)) == (0, math.inf, pytest.approx(1))
-    assert (nmae(zeros, ones), psnr(zeros, ones)) == (1, 0)
+    assert (nmae(zeros, ones), nmae(2 * ones, ones), psnr(zeros, ones)) == (1, 1, 0)
     nothing = np.zeros(0)
+    assert math.isnan(nmae(ones, zeros))
+    assert math.isnan(nmae(nothing, nothing))
     assert all(math.isnan(number) for number in (mae(nothing, nothing), psnr(nothing, nothing), kl_divergence(nothing, zeros)))
     assert math.isnan(ssim(zeros, zeros, np.zeros(SHAPE, bool)))
 
@@ -118,12 +120,14 @@ def test_bounds(synthetic: np.ndarray, real: np.ndarray) -> None:
     assert kl_divergence(real, real) == 0
     assert psnr(synthetic, real) >= 0
     assert psnr(synthetic, real) == psnr(real, synthetic)
-    assert 0 <= nmae(synthetic, real) <= 1
+    if real.any():
+        assert 0 <= nmae(synthetic, real) <= worst_nmae(real) + 1e-9
+        assert worst_nmae(real) >= 1
     assert -1 - 1e-5 <= ssim(synthetic, real) <= 1 + 1e-5
 
 
 def test_what_cannot_be_compared_is_one_line() -> None:
-    for metric in (mae, psnr, ssim):
+    for metric in (mae, nmae, psnr, ssim):
         with pytest.raises(GeometryError, match=r"synthetic image has shape \(15, 13, 12\), real one \(15, 13, 11\)"):
             metric(np.zeros(SHAPE), np.zeros((15, 13, 11)))
     with pytest.raises(GeometryError, match="10x13 voxels are smaller than the window of SSIM, 11 an edge"):

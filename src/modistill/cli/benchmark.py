@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from modistill.benchmark import Benchmark
     from modistill.evaluation.scores import Scores
+    from modistill.evaluation.tables import TextTable
 
 __all__ = ["command"]
 
@@ -59,50 +62,126 @@ def command(
     raise typer.Exit(0 if complete else 3)
 
 
+@dataclass(frozen=True)
+class _View:
+    """Scores that are compared with each other, and the tables that are made of them.
+
+    Attributes:
+        name: after the title of its tables, and of its pictures; "" for the only one.
+        tables: arm -> scores of its seeds, one set of modalities each.
+        metrics: a table and a picture for each.
+        comparisons: control -> arms that are compared with it.
+        note: what else a reader should know.
+    """
+
+    name: str
+    tables: Mapping[str, Sequence[Scores]]
+    metrics: Sequence[str]
+    comparisons: Mapping[str, Sequence[str]]
+    note: str = ""
+
+
+def _views(benchmark: Benchmark, output: Path) -> Iterator[_View]:
+    """Of a benchmark of pairs: their mean, single pairs that some arm alone has, and what is segmented with what was made."""
+    from modistill.benchmark import COMPLETED
+    from modistill.evaluation.synthesis import PAIR
+    from modistill.inference.completion import FILLS
+
+    done = {arm: _scored(benchmark, arm, output) for arm in benchmark.arms}
+    if not benchmark.pairs:
+        yield _View("", done, benchmark.metrics, benchmark.comparisons())
+        return
+    pairs = {arm: {pair for table in tables for pair in table.subsets if PAIR in pair} for arm, tables in done.items()}
+    most = max(map(len, pairs.values()))
+    means = {arm: [table.averaged() for table in done[arm]] for arm, of_arm in pairs.items() if len(of_arm) == most > 0}
+    yield _View(f"mean of {most} pairs", means, benchmark.metrics, benchmark.comparisons())
+    for pair in sorted({pair for of_arm in pairs.values() if len(of_arm) < most for pair in of_arm}):
+        alone = {arm: [table.select(available=pair) for table in done[arm]] for arm, of_arm in pairs.items() if pair in of_arm}
+        yield _View(pair, alone, benchmark.metrics, {})
+    completed = {name: _scored(benchmark, name + COMPLETED, output) for name in (*benchmark.arms, *FILLS)}
+    completed = {name: tables for name, tables in completed.items() if tables}
+    if benchmark.completes is None or not completed:
+        return
+    real = _dice(done[benchmark.completes])
+    subsets = next(iter(completed.values()))[0].subsets
+    everything = {name for subset in subsets for name in subset.split("+")}
+    against = {FILLS[0]: [name for name in completed if name != FILLS[0]]}
+    together = {name: [table.averaged() for table in tables] for name, tables in completed.items()}
+    note = f"{benchmark.completes} with nothing missing: {real}" if real else ""
+    yield _View("segmented without one sequence, mean over which", together, ("dice",), against, note)
+    for subset in subsets:
+        missing = everything - set(subset.split("+"))
+        alone = {name: [table.select(available=subset) for table in tables] for name, tables in completed.items()}
+        yield _View(f"segmented without {'+'.join(missing)}", alone, ("dice",), {})
+
+
+def _dice(tables: Sequence[Scores]) -> str:
+    """Mean Dice of each region over cases and seeds, in words."""
+    import numpy as np
+
+    from modistill.evaluation.papers import case_means
+    from modistill.evaluation.tables import number
+
+    means = case_means(tables, "dice")
+    return ", ".join(
+        f"{region} {number(float(np.nanmean(cases)), 'dice')}" for of in means.values() for region, cases in of.items()
+    )
+
+
 def _report(benchmark: Benchmark, output: Path, name: str) -> None:
     """All tables that the finished arms allow, on the terminal and as OUTPUT/NAME.md, and OUTPUT/NAME_METRIC.png beside it."""
     from modistill.benchmark import MC, costs
-    from modistill.cli.tables import print_notes, print_table
+    from modistill.cli.tables import print_notes
     from modistill.evaluation.comparison import arm_of
     from modistill.evaluation.papers import cost_table, paper_table
     from modistill.evaluation.protocol import METRICS
     from modistill.files import write_text
     from modistill.report.arms import plot_arms
 
-    done = {arm: _scored(benchmark, arm, output) for arm in benchmark.arms}
-    scores = [table for tables in done.values() for table in tables]
-    uncertain = [table for arm in benchmark.arms for table in _scored(benchmark, arm + MC, output)]
-    rivals = [arm for arm, tables in done.items() if tables and not benchmark.arms[arm].privileged]
-    if len(rivals) < 2:
-        print_notes([f"no tables yet: {len(rivals)} arms are scored, a comparison needs 2"])
-        return
-    apart = [arm for arm in done if benchmark.arms[arm].privileged]
+    privileged = [arm for arm in benchmark.arms if benchmark.arms[arm].privileged]
     published = {arm: its.published for arm, its in benchmark.arms.items() if its.published}
+    uncertain = [table for arm in benchmark.arms for table in _scored(benchmark, arm + MC, output)]
     parts = [f"# {benchmark.about or 'Benchmark'}\n"]
-    unequal = {arm: len(tables) for arm, tables in done.items() if len(tables) != len(benchmark.seeds)}
-    if unequal:
+    seeds = {arm: len(_scored(benchmark, arm, output)) for arm in benchmark.arms}
+    if unequal := {arm: number for arm, number in seeds.items() if number != len(benchmark.seeds)}:
         parts.append(
             f"Not complete: {', '.join(f'{arm} {n} of {len(benchmark.seeds)} seeds' for arm, n in unequal.items())}.\n"
         )
-    shown, pictures = [], []
-    for metric in benchmark.metrics:
-        title = f"Table 1: {METRICS[metric].title}"
-        shown.append(paper_table(scores, metric, apart=apart, published=published, test=benchmark.test, title=title))
-        pictures.append(output / f"{name}_{metric}.png")
-        plot_arms(scores, pictures[-1], metric, apart=apart, published=published)
+    pictures, numbers = [], count(1)
+    for view in _views(benchmark, output):
+        rivals = [arm for arm, tables in view.tables.items() if tables and arm not in privileged]
+        if len(rivals) < 2:
+            print_notes([f"no tables yet{f' ({view.name})' if view.name else ''}: {len(rivals)} arms are scored, it takes 2"])
+            continue
+        scores = [table for tables in view.tables.values() for table in tables]
+        apart = [arm for arm in privileged if view.tables.get(arm)]
+        for metric in view.metrics:
+            title = f"Table {next(numbers)}: {METRICS[metric].title}{f', {view.name}' if view.name else ''}"
+            table, notes = paper_table(scores, metric, apart=apart, published=published, test=benchmark.test, title=title)
+            parts += _shown(table, [*notes, *([view.note] if view.note else [])])
+            ending = "".join(f"_{word}" for word in view.name.replace(",", "").split())
+            pictures.append(output / f"{name}_{metric}{ending}.png")
+            plot_arms(scores, pictures[-1], metric, apart=apart, published=published)
+        parts += _compared(view)
     if len({arm_of(table.runs[0]) for table in uncertain}) > 1:
-        title = f"Table 2: QU-BraTS score, {uncertain[0].protocol.uncertainty} scale"
-        shown.append(paper_table(uncertain, "qu_score", beside="qu_trivial", apart=apart, title=title))
-    for table, notes in shown:
-        print_table(table)
-        print_notes(notes)
-        parts += [table.markdown(), *(f"- {note}" for note in notes), ""]
+        title = f"Table {next(numbers)}: QU-BraTS score, {uncertain[0].protocol.uncertainty} scale"
+        apart = [arm for arm in privileged if arm in {arm_of(table.runs[0]) for table in uncertain}]
+        parts += _shown(*paper_table(uncertain, "qu_score", beside="qu_trivial", apart=apart, title=title))
+    if not pictures:
+        return
     if spent := costs(benchmark, output):
-        print_table(cost_table(spent))
-        parts.append(cost_table(spent).markdown())
-    parts += _comparisons(benchmark, done)
+        parts += _shown(cost_table(spent), [])
     write_text(output / f"{name}.md", "\n".join(parts))
     print_notes([f"tables: {output / f'{name}.md'}", *(f"picture: {path}" for path in pictures)])
+
+
+def _shown(table: TextTable, notes: Sequence[str]) -> list[str]:
+    """A table on the terminal, and as lines of Markdown."""
+    from modistill.cli.tables import print_notes, print_table
+
+    print_table(table)
+    print_notes(list(notes))
+    return [table.markdown(), *(f"- {note}" for note in notes), ""]
 
 
 def _scored(benchmark: Benchmark, arm: str, output: Path) -> list[Scores]:
@@ -113,18 +192,18 @@ def _scored(benchmark: Benchmark, arm: str, output: Path) -> list[Scores]:
     return [read_scores(path) for path in paths if path.with_suffix(".json").exists()]
 
 
-def _comparisons(benchmark: Benchmark, done: Mapping[str, Sequence[Scores]]) -> Iterator[str]:
+def _compared(view: _View) -> Iterator[str]:
     """Each control that is scored with the arms that are compared with it: on the terminal, and as Markdown."""
     from modistill.cli.tables import print_notes, print_table
     from modistill.evaluation.comparison import compare
     from modistill.evaluation.tables import comparison_markdown, comparison_notes, comparison_tables
 
-    for control, arms in benchmark.comparisons().items():
-        scores = [table for arm in arms for table in done[arm]]
-        if not scores or not done[control]:
+    for control, arms in view.comparisons.items():
+        scores = [table for arm in arms for table in view.tables.get(arm, ())]
+        if not scores or not view.tables.get(control):
             continue
-        found = compare([*done[control], *scores], control, metrics=benchmark.metrics)
-        print_notes(["", f"Comparison with {control}"])
+        found = compare([*view.tables[control], *scores], control, metrics=view.metrics)
+        print_notes(["", f"Comparison with {control}{f', {view.name}' if view.name else ''}"])
         for table in comparison_tables(found):
             print_table(table)
         print_notes(comparison_notes(found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,7 @@ from modistill.errors import CaseError, RecipeError
 if TYPE_CHECKING:
     from modistill.data.cohort import Cohort
     from modistill.inference.cohort import CaseRow
+    from modistill.inference.completion import Completion
     from modistill.inference.model import Model
     from modistill.inference.outputs import IfNotEmpty, OutputFolder
     from modistill.inference.predictor import Predictor
@@ -59,13 +60,25 @@ def command(
         bool,
         typer.Option("--subsets", help="Once for every subset of the sequences, into folders like OUTPUT/t1+flair."),
     ] = False,
+    one_missing: Annotated[
+        bool,
+        typer.Option("--one-missing", help="Once without each of the model's sequences, into folders like OUTPUT/flair+t1+t2."),
+    ] = False,
+    complete_with: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--complete-with",
+            help="Where no model can do with what a case has: run folder of a translation that makes the rest, may be repeated;"
+            " or zero, or mean (of the others, inside the brain), which fill the channels of what is missing.",
+        ),
+    ] = None,
     passes: Annotated[
         int, typer.Option("--mc-dropout", min=0, help="Average over so many passes with dropout; the papers use 100.")
     ] = 0,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Average over all models that read the same, instead of choosing one.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the dropout passes.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the dropout passes, and of what a translation draws.")] = 0,
     uncertainty: Annotated[
         bool,
         typer.Option("--uncertainty", help="Also write uncertainty/CASE/REGION.nii.gz; 100 is the largest entropy possible."),
@@ -78,6 +91,7 @@ def command(
     """Segment patients on their own grid, in their own label numbers.
 
     Each case is given to the model that reads most of its sequences; files that this model does not read are never opened.
+    A model that reads real sequences alone goes before one that needs synthetic ones.
     A bad case is reported and the others go on. Exit code: 0 all done, 3 some failed, 2 none could be done.
     """
     from modistill.cli.cohorts import cases_meant, print_rows, require_apart
@@ -86,24 +100,24 @@ def command(
     require_apart(input, output)
     if overwrite and go_on:
         raise RecipeError("--overwrite and --continue exclude each other")
-    if subsets and only is not None:
-        raise RecipeError("--subsets and --only exclude each other")
+    chosen = [name for name, given in (("--subsets", subsets), ("--one-missing", one_missing), ("--only", only)) if given]
+    if len(chosen) > 1:
+        raise RecipeError(f"{' and '.join(chosen)} exclude each other")
     if precision not in ("auto", "32", "bf16-mixed"):
         raise RecipeError(f"no precision {precision!r}", remedy="auto or 32 or bf16-mixed")
 
     from modistill.inference.cohort import exit_code
     from modistill.inference.outputs import OutputFolder
     from modistill.inference.predictor import Predictor
+    from modistill.inference.translator import warning
     from modistill.runs import load_model
 
     models = [load_model(path) for path in model]
     if_not_empty: IfNotEmpty = "overwrite" if overwrite else "continue" if go_on else "refuse"
-    places = {output: None if only is None else _names(only, models)}
-    if subsets:
-        places, cohort = _subset_folders(output, models, cohort)
-    rows: list[CaseRow] = []
-    for place, allowed in places.items():
-        predictor = Predictor(
+    completion = _completion(complete_with, models, device=device, seed=seed)
+
+    def predictor_of(allowed: tuple[str, ...] | None) -> Predictor:
+        return Predictor(
             models,
             device=device,
             precision=precision,  # type: ignore[arg-type]
@@ -115,11 +129,21 @@ def command(
             ensemble=ensemble,
             seed=seed,
             uncertainty=uncertainty,
+            completion=completion,
         )
+
+    if subsets or one_missing:
+        places, cohort = _subset_folders(output, predictor_of, models, completion, cohort, one_missing=one_missing)
+    else:
+        places = {output: predictor_of(None if only is None else _names(only, models, completion))}
+    rows: list[CaseRow] = []
+    for place, predictor in places.items():
         with OutputFolder(place, if_not_empty, probabilities=save_probabilities).opened() as folder:
             done = _predict(predictor, cohort, folder)
         print_rows(done, place)
         rows += done
+    if synthetic := {one.modality for row in rows for one in row.substitutes if not one.is_fill}:
+        print(warning(*synthetic))
     raise typer.Exit(exit_code(rows))
 
 
@@ -135,7 +159,28 @@ def _predict(predictor: Predictor, cohort: Cohort, folder: OutputFolder) -> list
     )
 
 
-def _names(text: str, models: Sequence[Model]) -> tuple[str, ...]:
+def _completion(wishes: Sequence[str] | None, models: Sequence[Model], *, device: str, seed: int) -> Completion | None:
+    """What `--complete-with` asks for.
+
+    Raises:
+        RecipeError: zero or mean beside anything else, or nothing that a model needs.
+        ModelError: a run that is no translation.
+    """
+    from modistill.inference.completion import FILLS, Fill, Translated
+    from modistill.runs import load_model
+
+    if not wishes:
+        return None
+    if fills := [wish for wish in wishes if wish in FILLS]:
+        if others := set(wishes) - {fills[0]}:
+            raise RecipeError(
+                f"--complete-with {fills[0]} fills whatever is missing", remedy=f"leave out {', '.join(sorted(others))}"
+            )
+        return Fill(fills[0], models)
+    return Translated([load_model(Path(wish)) for wish in wishes], models, device=device, seed=seed)
+
+
+def _names(text: str, models: Sequence[Model], completion: Completion | None) -> tuple[str, ...]:
     """The modalities of `--only`, by the names the models use.
 
     Raises:
@@ -143,27 +188,39 @@ def _names(text: str, models: Sequence[Model]) -> tuple[str, ...]:
     """
     from modistill.data.naming import modality_name
 
-    known = {name for model in models for name in model.reads}
+    known = {name for model in models for name in model.reads} | set(completion.sources if completion else ())
     names = tuple(modality_name(word.strip()) for word in text.split(","))
     if foreign := [name for name in names if name not in known]:
         raise RecipeError(f"--only {text}: no model reads {', '.join(foreign)}", remedy=f"they read {', '.join(sorted(known))}")
     return names
 
 
-def _subset_folders(output: Path, models: Sequence[Model], cohort: Cohort) -> tuple[dict[Path, tuple[str, ...] | None], Cohort]:
-    """One folder for each subset of what the models of any subset read, and the cases that have it all.
+def _subset_folders(
+    output: Path,
+    predictor_of: Callable[[tuple[str, ...]], Predictor],
+    models: Sequence[Model],
+    completion: Completion | None,
+    cohort: Cohort,
+    *,
+    one_missing: bool,
+) -> tuple[dict[Path, Predictor], Cohort]:
+    """One folder for each subset of what a model reads, or of all but one, and the cases that have it all.
+
+    That model is the one that reads most of those which need not have it all: models of any subset, or any that is completed.
 
     Raises:
-        RecipeError: no model serves every subset.
+        RecipeError: there is no such model, or no subset can be served.
         CaseError: no case has all of them.
     """
     from dataclasses import replace
 
     from modistill.subsets import all_subsets
 
-    serving = [model for model in models if model.any_subset]
+    serving = [model for model in models if model.any_subset or completion is not None]
     if not serving:
         demands = "; ".join(f"{model.name} {model.demand()}" for model in models)
+        if one_missing:
+            raise RecipeError("no model can do without one of its sequences", remedy=f"give --complete-with; {demands}")
         raise RecipeError("no model serves every subset", remedy=f"train a method that does ({demands})")
     names = max((model.reads for model in serving), key=len)
     complete = tuple(case for case in cohort.cases if set(names) <= set(case.modalities))
@@ -171,5 +228,17 @@ def _subset_folders(output: Path, models: Sequence[Model], cohort: Cohort) -> tu
         raise CaseError(f"no case has all of {', '.join(names)}", remedy="subsets are compared on complete cases")
     if left_out := len(cohort.cases) - len(complete):
         print(f"notice: {left_out} cases lack one of {', '.join(names)} and are left out", file=sys.stderr)
-    places = {output / "+".join(subset): subset for subset in all_subsets(names)}
-    return dict(places), replace(cohort, cases=complete)
+    places: dict[Path, Predictor] = {}
+    for subset in all_subsets(names):
+        if one_missing and len(subset) != len(names) - 1:
+            continue
+        predictor = predictor_of(subset)
+        try:
+            predictor.choose(subset)
+        except CaseError as error:
+            print(f"notice: {'+'.join(subset)} is left out: {error}", file=sys.stderr)
+        else:
+            places[output / "+".join(subset)] = predictor
+    if not places:
+        raise RecipeError(f"nothing can be left out of {', '.join(names)}", remedy="complete with a translation that makes one")
+    return places, replace(cohort, cases=complete)

@@ -8,8 +8,8 @@ right into its batch, so nothing is copied between processes. (Blosc2 keeps the 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -25,9 +25,9 @@ from modistill.data.patches import choose_start, widen
 from modistill.data.store import CaseEntry, PreparedCohort
 from modistill.errors import ModistillError, RecipeError
 
-__all__ = ["Loader"]
+__all__ = ["Loader", "deal"]
 
-_ORDER, _SAMPLE, _CASE = 0, 1, 2  # streams of random numbers that never meet
+_ORDER, _SAMPLE, _CASE, _DEAL = 0, 1, 2, 3  # streams of random numbers that never meet
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,34 @@ class _Domain:
     channels: tuple[int, ...]
 
 
+def deal(fits: Mapping[str, Sequence[int]], domains: int, seed: int) -> list[tuple[str, ...]]:
+    """Give every case to one domain, so that sizes are as equal as they can be dealt.
+
+    Shuffled, the cases are dealt in turn. Where some fit few domains, these come first, and each goes to the smallest of those
+    it fits; of equals to the one that fewest cases fit.
+
+    Args:
+        fits: case -> numbers of the domains whose modalities it has; a case without any is left out.
+        domains: how many there are.
+        seed: of the shuffle.
+
+    Returns:
+        The cases of each domain, sorted.
+
+    Example:
+        >>> deal({"a": [0, 1], "b": [0, 1], "c": [0], "d": []}, 2, seed=0)
+        [('c',), ('a', 'b')]
+    """
+    cases = sorted(fits)
+    order = np.random.default_rng([seed, _DEAL]).permutation(len(cases))
+    candidates = Counter(domain for some in fits.values() for domain in some)
+    dealt: list[list[str]] = [[] for _ in range(domains)]
+    for case in sorted((cases[index] for index in order), key=lambda case: len(fits[case])):  # sorting keeps the shuffle
+        if fits[case]:
+            dealt[min(fits[case], key=lambda domain: (len(dealt[domain]), candidates[domain], domain))].append(case)
+    return [tuple(sorted(some)) for some in dealt]
+
+
 class Loader:
     """Batches of one part of a prepared cohort.
 
@@ -50,7 +78,8 @@ class Loader:
     of any case instead, drawn with replacement, as in nnU-Net (https://doi.org/10.1038/s41592-020-01008-z: 250 steps).
 
     With `domains`, batches are unpaired: samples of the domains take turns in them, each domain drawn by itself from the cases
-    that have its modalities, and a sample shows the modalities of its domain only, even where the case has others.
+    that have its modalities, and a sample shows the modalities of its domain only, even where the case has others. With `apart`
+    each case is drawn by one domain only, in every epoch the same: no patient is ever seen in two of them.
 
     Args:
         cohort: where to read.
@@ -72,9 +101,10 @@ class Loader:
         workers: threads; 0 reads when asked.
         dims: 3 for volumes, 2 for axial slices.
         domains: modalities of each domain of an unpaired training; none for one draw from all cases.
+        apart: deal each case to one of the domains, see `deal`, in an order that `seed` decides.
 
     Raises:
-        RecipeError: no case (in a domain), an unknown modality, or a number that makes no sense.
+        RecipeError: no case (in a domain), an unknown modality, a number that makes no sense, or `apart` without domains.
         CaseError: an id that is not in the cohort.
     """
 
@@ -96,6 +126,7 @@ class Loader:
         workers: int = 2,
         dims: int = 3,
         domains: Sequence[Sequence[str]] = (),
+        apart: bool = False,
     ) -> None:
         self.cohort, self.ids = cohort, tuple(sorted(ids))
         self.modalities, self.available = tuple(modalities), tuple(available)
@@ -107,7 +138,7 @@ class Loader:
         known = cohort.plan.preprocessing.modalities
         self._channels = [known.index(name) for name in self.modalities]
         self._entries = {case: cohort.entry(case) for case in self.ids}
-        self._domains = tuple(map(self._domain, domains)) or (_Domain(self.ids, tuple(self._channels)),)
+        self._domains = self._parts(domains, apart) or (_Domain(self.ids, tuple(self._channels)),)
         self._steps = steps_per_epoch or -(-len(self._domains[0].ids) * samples_per_case // batch_size)
 
     def __len__(self) -> int:
@@ -183,22 +214,40 @@ class Loader:
         """Samples a step, of all domains and ranks."""
         return self.batch_size * len(self._domains)
 
-    def _domain(self, modalities: Sequence[str]) -> _Domain:
-        """The cases that have these modalities.
+    def _parts(self, domains: Sequence[Sequence[str]], apart: bool) -> tuple[_Domain, ...]:
+        """What each domain is drawn from: the cases that have its modalities, or those of them it is dealt.
 
         Raises:
-            RecipeError: none has.
+            RecipeError: a domain is left without cases, or there are no domains to deal to.
         """
-        known = self.cohort.plan.preprocessing.modalities
-        channels = tuple(known.index(name) for name in modalities)
-        ids = tuple(case for case in self.ids if all(self._entries[case].presence[channel] for channel in channels))
-        if not ids:
+        if apart and not domains:
             raise RecipeError(
-                f"none of the {len(self.ids)} training cases has {' and '.join(modalities)}",
-                file=self.cohort.folder,
-                remedy="prepare the cases of both domains as one cohort",
+                "sampling.apart deals the cases to domains, of which the method has none",
+                remedy="leave it out; a method that learns from pairs needs them",
             )
-        return _Domain(ids, channels)
+        known = self.cohort.plan.preprocessing.modalities
+        channels = [tuple(known.index(name) for name in modalities) for modalities in domains]
+        fits = {
+            case: [domain for domain, read in enumerate(channels) if all(entry.presence[channel] for channel in read)]
+            for case, entry in self._entries.items()
+        }
+        having = [tuple(case for case in self.ids if domain in fits[case]) for domain in range(len(domains))]
+        ids = deal(fits, len(domains), self.seed) if apart else having
+        for modalities, able, drawn in zip(domains, having, ids, strict=True):
+            if not able:
+                raise RecipeError(
+                    f"none of the {len(self.ids)} training cases has {' and '.join(modalities)}",
+                    file=self.cohort.folder,
+                    remedy="prepare the cases of all domains as one cohort",
+                )
+            if not drawn:
+                raise RecipeError(
+                    f"{len(self.ids)} training cases cannot be dealt to {len(domains)} domains: none is left for"
+                    f" {' and '.join(modalities)}",
+                    file=self.cohort.folder,
+                    remedy="train on more cases, or leave out sampling.apart",
+                )
+        return tuple(map(_Domain, ids, channels))
 
     def _case_at(self, epoch: int, position: int) -> str:
         """Dealt from shuffled rounds through all cases of a domain, which run on across epochs; or drawn, each by itself."""

@@ -18,14 +18,12 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from modistill.data.lungs import body_mask
 from modistill.errors import RecipeError, ScoreError
 from modistill.metrics.overlap import dice
 from modistill.metrics.surface import bounding_box, surface_distances
-from modistill.metrics.synthesis import SSIM_SIGMA, SSIM_WINDOW, kl_divergence, mae, nmae, psnr, ssim_map, worst_kl
 from modistill.metrics.volume import volume_ml
 
-__all__ = ["METRICS", "Metric", "Protocol", "Rules", "Status", "SynthesisProtocol", "UncertaintyScale", "protocol_from_json"]
+__all__ = ["METRICS", "Metric", "Protocol", "Rules", "Status", "UncertaintyScale"]
 
 UncertaintyScale: TypeAlias = Literal["theoretical", "case", "cohort"]
 Status: TypeAlias = Literal["measured", "both_empty", "one_empty", "failed"]
@@ -99,7 +97,7 @@ class Rules(ABC):
         """The rules in words, one line each, as printed below every table."""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object, from which `protocol_from_json` makes the protocol again."""
+        """A JSON object, from which `from_json` makes the protocol again."""
         return asdict(self)
 
     @classmethod
@@ -124,6 +122,10 @@ class Rules(ABC):
         """The same rules for metrics that do not rest on the scale of uncertainty."""
         return self
 
+    def of_set(self, available: str) -> Self:
+        """The rules that the scores of one set rest on (`Score.available`)."""
+        return self
+
     @property
     def digest(self) -> str:
         """Eight characters that tell two protocols apart at a glance."""
@@ -138,17 +140,8 @@ class Rules(ABC):
         """
         if type(self) is not type(other):
             return "one is of label maps, one of synthetic images"
-        pairs = ((name, value, getattr(other, name)) for name, value in asdict(self).items())
+        pairs = ((field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
         return ", ".join(f"{name} {ours} and {theirs}" for name, ours, theirs in pairs if ours != theirs)
-
-
-def protocol_from_json(content: Mapping[str, Any]) -> Rules:
-    """The protocol that `to_json` wrote, of either kind.
-
-    Raises:
-        ScoreError: entries are missing or foreign (scores of another version).
-    """
-    return SynthesisProtocol.from_json(content) if "target" in content else Protocol.from_json(content)
 
 
 @dataclass(frozen=True)
@@ -293,106 +286,6 @@ class Protocol(Rules):
         if self.both_empty == "undefined":
             return dict.fromkeys(self._worst(), math.nan)
         return {"dice": 1.0, "hausdorff95_mm": 0.0, "surface_dice": 1.0}
-
-
-@dataclass(frozen=True)
-class SynthesisProtocol(Rules):
-    """The rules by which synthetic images are scored against real ones of the same patients.
-
-    Both are compared on the scale of the target's normalisation, which decides every number: a scale with room to spare makes
-    errors small. The landmarks are part of it.
-
-    Attributes:
-        target: modality of the images.
-        normalisation: of the real images, as `modistill.data.normalisation.spell` writes it.
-        lowest: what 0 of the normalised image stands for.
-        highest: what 1 stands for.
-        landmarks: standard landmarks of the training images, where the normalisation has some.
-        n4: whether real images have lost their bias field first (`modistill.data.bias`).
-        within: what the network was shown of a patient, such as "lungs"; nothing else counts. "" for everything.
-        body_above: share of the scale above which the real image is the region "body"; None: `modistill.data.lungs.body_mask`.
-        dims: 2 for SSIM slice by slice, 3 for windows of volumes.
-        bins: of the histograms.
-        epsilon: added to the share of every bin.
-
-    A case without a usable translation *failed*: it counts the worst value of every metric.
-    """
-
-    headline = ("psnr", "ssim", "nmae", "kl")
-
-    target: str
-    normalisation: str
-    lowest: float = 0.0
-    highest: float = 1.0
-    landmarks: tuple[float, ...] = ()
-    n4: bool = False
-    within: str = ""
-    body_above: float | None = None
-    dims: int = 2
-    bins: int = 256
-    epsilon: float = 1e-6
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "landmarks", tuple(self.landmarks))
-        if self.body_above is not None and not 0 <= self.body_above < 1:
-            raise RecipeError(f"body_above is a share of the scale, got {self.body_above:g}", remedy="give 0 or more, below 1")
-        if self.dims not in (2, 3):
-            raise RecipeError(f"SSIM has windows of 2 or 3 axes, got {self.dims}")
-
-    def describe(self) -> tuple[str, ...]:
-        """See `Rules`."""
-        edge = "x".join([str(SSIM_WINDOW)] * self.dims)
-        where = "slice by slice" if self.dims == 2 else "in volumes"
-        known = " (of the training images)" if self.landmarks else ""
-        n4 = ", bias field taken out by N4," if self.n4 else ""
-        body = f"voxels in which the real image lies above {100 * (self.body_above or 0):g} % of the scale"
-        if self.body_above is None:
-            body = "largest component above the real image's Otsu threshold, slices filled"
-        return (
-            f"scale: {self.target}{n4} normalised by {self.normalisation}{known}, {self.lowest:g} to {self.highest:g}, clipped",
-            f"body: {body}; other regions: labels of the reference",
-            *((f"within: only the axial slices that show {self.within}",) if self.within else ()),
-            "PSNR: 10 log10(range^2 / mean squared error), range that of the scale; MAE: in its units; NMAE: MAE / range",
-            f"SSIM: {where}, Gaussian window {edge}, sigma {SSIM_SIGMA}; mean over voxels whose window lies inside the image",
-            f"KL: of histograms, {self.bins} bins over the scale, {self.epsilon:g} added to the share of each; in nats",
-            "no voxel in a region: undefined, left out and counted",
-            f"no usable translation (failed): PSNR 0, SSIM -1, NMAE 1, KL {worst_kl(self.bins, self.epsilon):.2f}",
-        )
-
-    def body(self, real: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """The region "body" (D, H, W) of a whole real image, from 0 to 1."""
-        return body_mask(real) if self.body_above is None else real > self.body_above
-
-    def score(
-        self, synthetic: NDArray[np.float32], real: NDArray[np.float32], regions: Mapping[str, NDArray[np.bool_]]
-    ) -> dict[str, dict[str, float]]:
-        """All metrics of every region of one case; NaN in a region without a voxel.
-
-        Args:
-            synthetic: (D, H, W) from 0 to 1.
-            real: (D, H, W) from 0 to 1.
-            regions: name -> binary map (D, H, W), the body among them.
-        """
-        similarity = ssim_map(synthetic, real, dims=self.dims)
-        values = {}
-        for name, mask in regions.items():
-            s, r = synthetic[mask], real[mask]
-            seen = similarity[mask]
-            seen = seen[~np.isnan(seen)]
-            values[name] = {
-                "psnr": psnr(s, r),
-                "ssim": float(seen.mean()) if seen.size else math.nan,
-                "mae": mae(s, r) * (self.highest - self.lowest),
-                "nmae": nmae(s, r),
-                "kl": kl_divergence(r, s, bins=self.bins, epsilon=self.epsilon),
-                "kl_reverse": kl_divergence(s, r, bins=self.bins, epsilon=self.epsilon),
-            }
-        return values
-
-    def score_failed(self) -> dict[str, float]:
-        """What a region counts for which there is no usable translation."""
-        kl = worst_kl(self.bins, self.epsilon)
-        return {"psnr": 0.0, "ssim": -1.0, "mae": self.highest - self.lowest, "nmae": 1.0, "kl": kl, "kl_reverse": kl}
 
 
 def _volumes(prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing_mm: Sequence[float]) -> dict[str, float]:

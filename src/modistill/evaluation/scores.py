@@ -11,17 +11,19 @@ import hashlib
 import io
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import modistill
 from modistill.errors import FileError, ScoreError
-from modistill.evaluation.protocol import METRICS, Rules, Status, protocol_from_json
+from modistill.evaluation.protocol import METRICS, Protocol, Rules, Status
+from modistill.evaluation.synthesis import SynthesisProtocol
 from modistill.files import read_json, write_json, write_text
 
 __all__ = ["Score", "Scores", "read_scores", "refuse_repeated", "require_csv", "write_scores"]
 
+_WORST_FIRST: tuple[Status, ...] = ("failed", "one_empty", "measured", "both_empty")
 _COLUMNS = ("run", "case", "available", "region", "metric", "value", "unit", "status")
 
 
@@ -32,7 +34,8 @@ class Score:
     Attributes:
         run: name of the run that predicted, `arm` or `arm/seed`.
         case: id of the case.
-        available: the modalities the model was given, joined by "+"; "" where nobody wrote it down.
+        available: the modalities the model was given, joined by "+", or the pair SOURCE-to-TARGET that it translated; "" where
+            nobody wrote it down.
         region: name of the region.
         metric: a name in `modistill.evaluation.protocol.METRICS`, which knows unit and direction.
         value: NaN where the protocol leaves it undefined.
@@ -100,7 +103,21 @@ class Scores:
                 and (available is None or row.available == available)
             )
 
-        return Scores(tuple(filter(kept, self.rows)), self.protocol)
+        rules = self.protocol if available is None else self.protocol.of_set(available)
+        return Scores(tuple(filter(kept, self.rows)), rules)
+
+    def averaged(self) -> Scores:
+        """One row for all sets of modalities of a case: the mean of those that are defined, failed if any failed."""
+        groups: dict[tuple[str, str, str, str], list[Score]] = {}
+        for row in self.rows:
+            groups.setdefault((row.run, row.case, row.region, row.metric), []).append(row)
+
+        def mean(rows: Sequence[Score]) -> Score:
+            values = [row.value for row in rows if not math.isnan(row.value)]
+            worst = min(rows, key=lambda row: _WORST_FIRST.index(row.status)).status
+            return replace(rows[0], available="", value=sum(values) / len(values) if values else math.nan, status=worst)
+
+        return Scores(tuple(map(mean, groups.values())), self.protocol)
 
 
 def write_scores(path: Path, scores: Scores, *, note: dict[str, Any] | None = None) -> None:
@@ -170,7 +187,8 @@ def read_scores(path: Path) -> Scores:
         raise ScoreError(f"columns are not {', '.join(_COLUMNS)}", file=path, remedy="run `modistill evaluate` again")
     parsed = tuple(_parse(row, path, line) for line, row in enumerate(rows, start=2))
     refuse_repeated(parsed, path)
-    return Scores(parsed, protocol_from_json(facts["protocol"]))
+    kind = SynthesisProtocol if "scales" in facts["protocol"] else Protocol
+    return Scores(parsed, kind.from_json(facts["protocol"]))
 
 
 def _parse(row: Sequence[str], path: Path, line: int) -> Score:

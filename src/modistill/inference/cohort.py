@@ -13,6 +13,7 @@ import torch
 
 from modistill.data.cohort import CaseFiles, Fault
 from modistill.errors import ModistillError
+from modistill.inference.completion import Substitute
 from modistill.inference.model import Model
 from modistill.inference.outputs import CaseFolder, OutputFolder, TranslationFolder, source_digests
 from modistill.inference.predictor import Predictor
@@ -41,6 +42,7 @@ class CaseRow:
         seconds: spent on the case.
         notices: what a user should know, one line each.
         traceback: of a failure that no message foresaw.
+        substitutes: what stood in for modalities that the model reads and the case lacks.
     """
 
     case: str
@@ -53,6 +55,7 @@ class CaseRow:
     seconds: float = 0.0
     notices: tuple[str, ...] = ()
     traceback: str | None = None
+    substitutes: tuple[Substitute, ...] = ()
 
     def __str__(self) -> str:
         return str(ModistillError(self.reason, case=self.case, file=self.file, remedy=self.remedy))
@@ -82,7 +85,9 @@ def predict_cohort(
     def one(case: CaseFiles) -> CaseRow:
         return _predict_one(predictor, case, output, progress)
 
-    yield from _each(cases, one, output, faults, _about(predictor.models, predictor.device))
+    completion = predictor.completion
+    about = _about(predictor.models, predictor.device) | {"completed": None if completion is None else completion.demand()}
+    yield from _each(cases, one, output, faults, about)
 
 
 def translate_cohort(
@@ -93,7 +98,7 @@ def translate_cohort(
     faults: Sequence[Fault] = (),
     progress: Progress | None = None,
 ) -> Iterator[CaseRow]:
-    """Translate case after case, as `predict_cohort` predicts them."""
+    """Translate case after case, as `predict_cohort` predicts them; `available` of a row is the source that was chosen."""
 
     def one(case: CaseFiles) -> CaseRow:
         return _translate_one(translator, case, output, progress)
@@ -135,26 +140,36 @@ def _predict_one(predictor: Predictor, case: CaseFiles, output: OutputFolder, pr
     output.require_name(case.id)
     model = predictor.choose(case.modalities, case=case.id)
     on_window = _telling(progress, case.id, model.name)
-    used = model.uses(predictor.allowed(case.modalities))
-    made_with = predictor.settings(model) | {
+    used, substitutes = predictor.opened(model, case.modalities), predictor.substitutes(model, case.modalities)
+    made_with = predictor.settings(model, substitutes) | {
         "convention": predictor.convention(case, model).name,
         "probabilities": output.probabilities,
     }
     inputs = source_digests(case, used)
     if output.is_done(case, made_with, inputs):
-        return CaseRow(case.id, "skipped", model.name, used, _DONE_BEFORE)
+        return CaseRow(case.id, "skipped", model.name, used, _DONE_BEFORE, substitutes=substitutes)
     output.clear(case.id)
     found = predictor.predict(case, on_window=on_window)
     output.write(found, made_with, inputs, time.monotonic() - begin)
     seconds = round(time.monotonic() - begin, 2)
-    return CaseRow(case.id, "done", model.name, used, found.reason, seconds=seconds, notices=found.notices)
+    return CaseRow(
+        case.id,
+        "done",
+        model.name,
+        used,
+        found.reason,
+        seconds=seconds,
+        notices=found.notices,
+        substitutes=found.substitutes,
+    )
 
 
 def _translate_one(translator: Translator, case: CaseFiles, output: TranslationFolder, progress: Progress | None) -> CaseRow:
     begin = time.monotonic()
     name, used = translator.model.name, translator.require_source(case.modalities)
     on_window = _telling(progress, case.id, name)
-    made_with, inputs = translator.settings(), source_digests(case, used)
+    made_with = translator.settings() | {"source": used[0]}
+    inputs = source_digests(case, used, with_labels=translator.with_labels)
     if output.is_done(case, made_with, inputs):
         return CaseRow(case.id, "skipped", name, used, _DONE_BEFORE)
     output.clear(case.id)

@@ -20,8 +20,8 @@ class Model:
 
     Attributes:
         name: of the run.
-        method: holds weights for the network that segments, and need not hold any others.
-        preprocessing: at test time; its modalities are the channels of `method.segment`.
+        method: holds weights for the network that segments or translates, and need not hold any others.
+        preprocessing: at test time; its modalities are those the method reads.
         convention: what the classes are; class index 1, 2, 3 ... in its order.
         window: voxels (D, H, W) seen at once; None for whole cases.
         source: the file it was loaded from.
@@ -64,6 +64,15 @@ class Model:
         """Those of the available modalities that it reads, in channel order; none if it cannot serve such a patient."""
         found = tuple(name for name in self.reads if name in available)
         return found if self.any_subset or found == self.reads else ()
+
+    def sources(self, target: str) -> tuple[str, ...]:
+        """What it can translate into the target, each by itself, in its own order."""
+        return tuple(name for name in self.reads if name != target)
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Every (source, target) that it can translate; none if it segments."""
+        return tuple((source, target) for source in self.reads for target in self.method.targets if source != target)
 
     def demand(self) -> str:
         """What it asks of a patient, in words."""

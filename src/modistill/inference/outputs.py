@@ -1,7 +1,7 @@
 """The folders of predictions and of translations: what lies in them, and when a case in them is done.
 
     OUT/
-      CASE.nii.gz                        label map on the native grid
+      CASE.nii.gz                        label map on the native grid; its header says what was synthetic
       CASE.json                          how it was made; written last, so a case that has one is complete
       probabilities/CASE/REGION.nii.gz   on request: probability of each region, float32; apart, as they are no label maps
       uncertainty/CASE/REGION.nii.gz     on request: 0 (certain) to 100 (the largest entropy possible), float32; and entropy,
@@ -10,8 +10,9 @@
 
     OUT/
       CASE/CASE_MODALITY.nii.gz          translation on the native grid, float32; the folder is a cohort again
-      CASE/CASE_MODALITY.json            that it is synthetic, its scale, and how it was made; written last
-      report.json                        one entry a case
+      CASE/CASE_MODALITY.json            that it is synthetic, its scale, and how it was made; written last. A case
+                                         may lie there in several modalities, each with a record of its own
+      report.json                        one entry a case, of the latest run
 
 The JSON file of a case holds the digests of the files it vouches for and of those they were made from. A case is *done* when
 they all still match; a file that merely exists proves nothing.
@@ -36,6 +37,7 @@ from modistill.data.cohort import CaseFiles
 from modistill.data.nifti import write_volume
 from modistill.errors import CaseError, FileError, ModistillError
 from modistill.files import read_json, run_lock, sha256, write_json
+from modistill.inference.completion import header
 from modistill.inference.predictor import Prediction
 from modistill.inference.translator import Translation
 
@@ -147,14 +149,15 @@ class OutputFolder(CaseFolder):
         Raises:
             FileError: a file cannot be written.
         """
-        write_volume(self._labels(found.case), found.labels, dtype=np.uint8)
+        said = header(found.substitutes)
+        write_volume(self._labels(found.case), found.labels, dtype=np.uint8, description=said)
         written = [self._labels(found.case)]
         for region, volume in found.region_probabilities().items() if self.probabilities else ():
             written.append(self._probabilities(found.case) / f"{region}.nii.gz")
-            write_volume(written[-1], volume, dtype=np.float32)
+            write_volume(written[-1], volume, dtype=np.float32, description=said)
         for name, volume in found.uncertainty.items():
             written.append(self._uncertainty(found.case) / f"{name}.nii.gz")
-            write_volume(written[-1], volume, dtype=np.float32)
+            write_volume(written[-1], volume, dtype=np.float32, description=said)
         if found.brain is not None:
             written.append(self._uncertainty(found.case) / "brain.nii.gz")
             write_volume(written[-1], found.brain, dtype=np.uint8)
@@ -185,7 +188,7 @@ class OutputFolder(CaseFolder):
 
 
 class TranslationFolder(CaseFolder):
-    """Where translations go.
+    """Where translations into one modality go; those into others may lie beside them and are left alone.
 
     Args:
         path: see `CaseFolder`.
@@ -198,7 +201,7 @@ class TranslationFolder(CaseFolder):
         self.target = target
 
     def clear(self, case: str) -> None:
-        """Remove what there is of a case, the record first; its folder stays if something else lies in it."""
+        """Remove what there is of a case in this modality, the record first; its folder stays if something else lies in it."""
         self._sidecar(case).unlink(missing_ok=True)
         self._image(case).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -221,17 +224,18 @@ class TranslationFolder(CaseFolder):
         return self.path / case / f"{case}_{self.target}.json"
 
 
-def source_digests(case: CaseFiles, modalities: Sequence[str]) -> dict[str, str]:
-    """Modality -> SHA-256 of its file, with the channel of a file that holds several.
+def source_digests(case: CaseFiles, modalities: Sequence[str], *, with_labels: bool = False) -> dict[str, str]:
+    """Modality, and "labels" if asked for -> SHA-256 of its file, with the channel of a file that holds several.
 
     A file that cannot be read has none here: what is wrong with it is for the reader to say.
     """
     sources = {name: case.images[name] for name in modalities}
     digests = {path: _digest(path) for path in {source.path for source in sources.values()}}
-    return {
+    found = {
         name: (digests[source.path] or "") + ("" if source.channel is None else f":{source.channel}")
         for name, source in sources.items()
     }
+    return found | ({"labels": _digest(case.labels) or ""} if with_labels and case.labels is not None else {})
 
 
 def _digest(path: Path) -> str | None:
@@ -255,6 +259,7 @@ def _record(found: Prediction) -> dict[str, Any]:
         "run": model.name,
         "available": list(found.available),
         "reason": found.reason,
+        "substitutes": [one.to_json() for one in found.substitutes],
         "notices": list(found.notices),
         "convention": found.convention.name,
         "labels": {name: found.convention.values[name] for name in model.convention.values},

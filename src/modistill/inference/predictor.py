@@ -1,7 +1,8 @@
 """From a patient to a label map: the model that fits what was acquired, on the grid the images came on.
 
 A `Predictor` holds several models and gives each case to the one that makes most of its modalities. A modality that the chosen
-model does not read is never opened: it may be absent, damaged or of another grid, the answer is the same to the bit.
+model does not read is never opened: it may be absent, damaged or of another grid, the answer is the same to the bit. Where no
+model fits, a `Completion` may let something stand in for what is missing.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from modistill.inference.sampling import Ensemble, MCDropout, Mirrored, Once, Sa
 from modistill.inference.windows import OnWindow, by_slices, sample_windows, within_memory
 from modistill.methods.base import AnySubsetMethod, TranslationMethod
 
+if TYPE_CHECKING:
+    from modistill.inference.completion import Completion, Substitute
+
 __all__ = ["Prediction", "Predictor", "reduced"]
 
 
@@ -40,12 +44,13 @@ class Prediction:
         convention: that of the case where its layout tells, else the model's.
         probabilities: (C, D, H, W) float32 on the same grid; class 0 is the background.
         used_model: the model that was chosen, or the first member of an ensemble.
-        available: the modalities that were read.
+        available: the modalities that were read; of these alone, what stands in for others was made.
         reason: why that one.
         notices: what a user should know about the case, one line each.
         uncertainty: name -> map (D, H, W) from 0 (certain) to 100, where it was asked for: one of each region, "entropy" and
             "mutual_information".
         brain: (D, H, W) uint8, 1 in the brain mask, where uncertainty was asked for.
+        substitutes: what stood in for modalities that the model reads and the case lacks.
     """
 
     case: str
@@ -58,6 +63,7 @@ class Prediction:
     notices: tuple[str, ...] = ()
     uncertainty: Mapping[str, Volume] = field(default_factory=dict)
     brain: Volume | None = None
+    substitutes: tuple[Substitute, ...] = ()
 
     def region_probabilities(self) -> dict[str, Volume]:
         """Region -> probability (D, H, W) that a voxel belongs to it: the sum over its classes."""
@@ -85,6 +91,7 @@ class Predictor:
         seed: of dropout masks, and of what else a method draws.
         uncertainty: also make uncertainty maps, in which 100 is the largest entropy possible; other scales are chosen when the
             maps are scored.
+        completion: what stands in for modalities that are missing, used where no model can do with what there is.
 
     Raises:
         RecipeError: no model, no such device, or two models of one name.
@@ -107,6 +114,7 @@ class Predictor:
         ensemble: bool = False,
         seed: int = 0,
         uncertainty: bool = False,
+        completion: Completion | None = None,
     ) -> None:
         names = [model.name for model in models]
         if not names or len(set(names)) < len(names):
@@ -116,12 +124,13 @@ class Predictor:
         self.precision = pick_precision(self.device) if precision == "auto" else precision
         self.mirror, self.overlap, self.batch, self.only = mirror, overlap, batch, only
         self.passes, self.ensemble, self.seed, self.uncertainty = passes, ensemble, seed, uncertainty
+        self.completion = completion
         self.labels = None if labels is None else _convention_named(labels, self.models)
         tune_allocator()
         for model in self.models:
             if isinstance(model.method, TranslationMethod):
                 raise ModelError(
-                    f"{model.name} translates {'+'.join(model.reads)} into {model.method.target} and segments nothing",
+                    f"{model.name} translates into {' or '.join(model.method.targets)} and segments nothing",
                     file=model.source,
                     remedy="modistill translate",
                 )
@@ -135,19 +144,36 @@ class Predictor:
     def choose(self, available: Collection[str], *, case: str | None = None) -> Model:
         """The model that reads most of what is available; of equals, the one given first.
 
+        Where no model can do with that, the one for which least has to stand in, and of equals the one that reads most.
+
         Raises:
-            CaseError: every model needs something that is not there; the message lists what the models can serve.
+            CaseError: every model needs something that is not there, nor made; the message lists what the models can serve.
         """
         available = self.allowed(available)
         fitting = [model for model in self.models if model.uses(available)]
         if fitting:
             return max(fitting, key=lambda model: len(model.uses(available)))  # max keeps the first of equals
+        completed = [model for model in self.models if self.substitutes(model, available)]
+        if completed:
+            return min(completed, key=lambda model: (len(_lacking(model, available)), -len(model.reads)))
         lacking = {name for model in self.models for name in _lacking(model, available)}
-        raise CaseError(
-            f"has {', '.join(available) or 'nothing'}, lacks {', '.join(sorted(lacking))}: no model can serve that",
-            case=case,
-            remedy="; ".join(f"{model.name} {model.demand()}" for model in self.models),
-        )
+        demands = [f"{model.name} {model.demand()}" for model in self.models]
+        reason = f"has {', '.join(available) or 'nothing'}, lacks {', '.join(sorted(lacking))}: no model can serve that"
+        if self.completion is not None:
+            reason += ", nor can all of it be made"
+            demands.append(self.completion.demand())
+        raise CaseError(reason, case=case, remedy="; ".join(demands))
+
+    def substitutes(self, model: Model, available: Collection[str]) -> tuple[Substitute, ...]:
+        """What stands in for the modalities a model lacks; none if it needs none, or cannot be served."""
+        available = self.allowed(available)
+        return () if self.completion is None or model.uses(available) else self.completion.plan(model, available)
+
+    def opened(self, model: Model, available: Collection[str]) -> tuple[str, ...]:
+        """Those of a case's modalities that are read for a model: its own, then those from which others are made."""
+        allowed = self.allowed(available)
+        sources = [name for one in self.substitutes(model, available) for name in one.made_from]
+        return tuple(dict.fromkeys([name for name in model.reads if name in allowed] + sources))
 
     def allowed(self, available: Collection[str]) -> tuple[str, ...]:
         """Those of a case's modalities that may be used."""
@@ -155,10 +181,10 @@ class Predictor:
 
     def why(self, chosen: Model, available: Collection[str]) -> str:
         """In words, why a case with these modalities is given to this model."""
-        available = self.allowed(available)
-        used = chosen.uses(available)
-        parts = [f"{chosen.name} reads {', '.join(used)}"]
-        together = self.members(chosen, used)
+        available, made = self.allowed(available), self.substitutes(chosen, available)
+        used = tuple(name for name in chosen.reads if name in available)
+        parts = [f"{chosen.name} reads {', '.join((*used, *(one.words for one in made)))}"]
+        together = self.members(chosen, chosen.reads if made else used)
         for other in (model for model in self.models if model not in together):
             if not other.uses(available):
                 parts.append(f"{other.name} would need {', '.join(_lacking(other, available))}, which the case lacks")
@@ -178,9 +204,10 @@ class Predictor:
         own = None if case.convention is None else conventions.get(case.convention)
         return own if own is not None and not _classes_lacking(model, own) else model.convention
 
-    def settings(self, model: Model) -> dict[str, Any]:
+    def settings(self, model: Model, substitutes: Sequence[Substitute] = ()) -> dict[str, Any]:
         """Everything but the images that decides what this predictor answers with a model, as plain values."""
-        return {
+        completed = {"substitutes": self.completion.settings(substitutes)} if self.completion and substitutes else {}
+        return completed | {
             "digest": model.digest,
             "window": None if model.window is None else list(model.window),
             "overlap": self._overlap(model),
@@ -210,7 +237,8 @@ class Predictor:
         """Segment one case.
 
         Args:
-            case: a case in memory, or its files; only the modalities of the chosen model are read.
+            case: a case in memory, or its files; only the modalities of the chosen model are read, and those from which a
+                missing one is made.
             on_window: told how many windows are done.
 
         Raises:
@@ -221,18 +249,30 @@ class Predictor:
         try:
             model = self.choose(case.modalities)
             reason = self.why(model, case.modalities)
-            used = model.uses(self.allowed(case.modalities))
-            return self._predict(reduced(case, used), model, used, reason, on_window)
+            substitutes = self.substitutes(model, case.modalities)
+            opened = self.opened(model, case.modalities)
+            return self._predict(reduced(case, opened), model, opened, substitutes, reason, on_window)
         except ModistillError as error:
             raise error.at(case.id) from error.__cause__
 
-    def _predict(self, case: Case, model: Model, used: tuple[str, ...], reason: str, on_window: OnWindow | None) -> Prediction:
+    def _predict(
+        self,
+        case: Case,
+        model: Model,
+        opened: tuple[str, ...],
+        substitutes: tuple[Substitute, ...],
+        reason: str,
+        on_window: OnWindow | None,
+    ) -> Prediction:
         preprocessing = model.preprocessing
         if model.any_subset:  # mask and crop rest on what there is
-            preprocessing = preprocessing.for_subset(used)
-        prepared = preprocessing.apply(case)
-        members = self.members(model, used)
-        maps = self.maps(members, used, prepared.images, on_window)
+            preprocessing = preprocessing.for_subset(opened)
+        if self.completion is not None and substitutes:
+            prepared, read = self.completion.prepare(case, preprocessing, substitutes), model.reads
+        else:
+            prepared, read = preprocessing.apply(case), opened
+        members = self.members(model, read)
+        maps = self.maps(members, read, prepared.images, on_window)
         classes = len(maps) - self.uncertainty  # the last map is then the mean entropy
         if classes != len(model.convention.values) + 1:
             expected = len(model.convention.values) + 1
@@ -249,7 +289,7 @@ class Predictor:
         size = prepared.geometry.prepared_shape
         if any(n < least for n, least in zip(size, smallest_size(size, model.method), strict=True)):
             notices += (f"only {'x'.join(map(str, size))} voxels: padded with zeros for the network",)
-        found = Prediction(case.id, labels, convention, probabilities, model, used, reason, notices)
+        found = Prediction(case.id, labels, convention, probabilities, model, opened, reason, notices, substitutes=substitutes)
         if not self.uncertainty:
             return found
         brain = preprocessing.restore(prepared.mask[None].astype(np.uint8), prepared.geometry)[0]

@@ -1,5 +1,9 @@
 """From a patient's image to a synthetic one of another modality, on the grid the image came on.
 
+One image of the patient is read. A model of several sources takes the one that is asked for, else the first in its own order
+that the patient has. It is prepared alone, so mask and crop rest on it and nothing else; a real image of the target may lie
+beside it and is never opened.
+
 The image is prepared as in training, translated (slice by slice by a network of slices), brought back to the grid of its file
 and into the scale of the target's normalisation: what 0 and 1 of a normalised image stand for. Where the target was normalised
 by a window, such as -1000 to 500 HU, values are in the window's units again; else they stay between 0 and 1. What the network
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,9 +35,20 @@ from modistill.inference.sampling import seeded
 from modistill.inference.windows import OnWindow, blend_windows, by_slices, within_memory
 from modistill.methods.base import TranslationMethod
 
-__all__ = ["NOT_EVIDENCE", "Translation", "Translator"]
+__all__ = ["NOT_ENHANCEMENT", "NOT_EVIDENCE", "Translation", "Translator", "warning"]
 
 NOT_EVIDENCE = "A synthetic image is not evidence: it can show a lesion that is not there, and hide one that is."
+NOT_ENHANCEMENT = "A synthetic T1ce is not evidence of enhancement."
+
+
+def warning(*targets: str) -> str:
+    """What a reader of synthetic images of these modalities must be told.
+
+    Example:
+        >>> warning("t2") == NOT_EVIDENCE, warning("t1ce") == f"{NOT_EVIDENCE} {NOT_ENHANCEMENT}"
+        (True, True)
+    """
+    return f"{NOT_EVIDENCE} {NOT_ENHANCEMENT}" if "t1ce" in targets else NOT_EVIDENCE
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,7 @@ class Translation:
         target: modality it imitates.
         scale: lowest and highest value it can have: what 0 and 1 of the target's normalisation stand for.
         box: (start, stop) along each axis of what the network saw.
-        available: the modalities it was made from.
+        available: the modality it was made from.
         used_model: that made it.
         notices: what a user should know about the case, one line each.
     """
@@ -61,8 +77,9 @@ class Translation:
 
     @property
     def description(self) -> str:
-        """What the header of its file says; the shortest that tells it from a real image."""
-        return f"SYNTHETIC {self.target} by modistill {self.used_model.name} {self.used_model.digest[:12]}"
+        """What the header of its file says, which has room for 79 characters."""
+        made = f"{self.target} from {'+'.join(self.available)}"
+        return f"SYNTHETIC {made}, not evidence; modistill {self.used_model.name} {self.used_model.digest[:8]}"
 
     def record(self) -> dict[str, Any]:
         """What a reader of the image must know, with all it takes to bring a real image to the same scale."""
@@ -71,7 +88,7 @@ class Translation:
         return {
             "case": self.case,
             "synthetic": True,
-            "warning": NOT_EVIDENCE,
+            "warning": warning(self.target),
             "run": model.name,
             "available": list(self.available),
             "target": self.target,
@@ -94,27 +111,44 @@ class Translator:
 
     Args:
         model: a trained translation.
+        target: modality to make; None if the model makes one only.
+        source: modality to make it from; None for the first of the model's own order that a case has.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         overlap: of neighbouring windows; None as the model says.
         batch: windows in one pass.
         seed: of what a method draws.
+        with_labels: show it the tumour of the reference labels, as a teacher saw it in training; for a bound only.
 
     Attributes:
         target: modality of what it makes.
+        sources: the modalities it makes that from, any of them, the first first.
         scale: lowest and highest value of what it makes.
 
     Raises:
         ModelError: the model segments, or does not say on which scale it translates.
-        RecipeError: no such device.
+        RecipeError: a target or source that the model does not know, a target that is its own source, none of several targets
+            chosen, or no such device.
     """
 
     def __init__(
-        self, model: Model, *, device: str = "auto", overlap: float | None = None, batch: int = 1, seed: int = 0
+        self,
+        model: Model,
+        target: str | None = None,
+        source: str | None = None,
+        *,
+        device: str = "auto",
+        overlap: float | None = None,
+        batch: int = 1,
+        seed: int = 0,
+        with_labels: bool = False,
     ) -> None:
         method = model.method
         if not isinstance(method, TranslationMethod):
             raise ModelError(f"{model.name} segments and translates nothing", file=model.source, remedy="modistill predict")
-        self.model, self.method, self.target = model, method, method.target
+        if with_labels and not method.reads_tumour:
+            raise RecipeError(f"{model.name} reads no labels", remedy="leave out --with-labels; it is for a teacher who does")
+        self.model, self.method, self.target, self.with_labels = model, method, _target(model, target), with_labels
+        self.sources = _sources(model, self.target, source)
         self.scale = _scale(model, self.target)
         self.device = pick_device(device)
         self.overlap = model.overlap if overlap is None else overlap
@@ -123,17 +157,21 @@ class Translator:
         method.get_submodule(method.deployed).eval().to(self.device)
 
     def require_source(self, available: Collection[str]) -> tuple[str, ...]:
-        """What it reads of a case with these modalities.
+        """What it reads of a case with these modalities: one of its sources.
 
         Raises:
-            CaseError: something it needs is not there.
+            CaseError: none of them is there.
         """
-        if used := self.model.uses(available):
-            return used
-        lacking = ", ".join(name for name in self.model.reads if name not in available)
+        if there := self._there(available):
+            return there[:1]
+        needed = f"{'one of ' if len(self.sources) > 1 else ''}{', '.join(self.sources)}"
         raise CaseError(
-            f"has {', '.join(available) or 'nothing'}, lacks {lacking}", remedy=f"{self.model.name} {self.model.demand()}"
+            f"has {', '.join(available) or 'nothing'}, lacks {', '.join(self.sources)}",
+            remedy=f"{self.model.name} needs {needed} to make {self.target}",
         )
+
+    def _there(self, available: Collection[str]) -> tuple[str, ...]:
+        return tuple(name for name in self.sources if name in available)
 
     def settings(self) -> dict[str, Any]:
         """Everything but the images that decides what it makes, as plain values."""
@@ -143,49 +181,67 @@ class Translator:
             "window": None if self.model.window is None else list(self.model.window),
             "overlap": self.overlap,
             "seed": self.seed,
+            **({"with_labels": True} if self.with_labels else {}),
         }
 
     def translate(self, case: Case | CaseFiles, *, on_window: OnWindow | None = None) -> Translation:
         """Translate one case.
 
         Args:
-            case: a case in memory, or its files; only what the model needs is read.
+            case: a case in memory, or its files; only the source is read.
             on_window: told how many windows are done.
 
         Raises:
-            CaseError: what the model needs is not there, or says nothing.
+            CaseError: no source is there, or it says nothing.
             FileError: it cannot be read.
             ModelError: the network's output is not finite, or the volume does not fit into memory.
         """
         try:
             used = self.require_source(case.modalities)
-            return self._translate(reduced(case, used), used, on_window)
+            return self._translate(self._read(case, used), used, self._chosen(case.modalities), on_window)
         except ModistillError as error:
             raise error.at(case.id) from error.__cause__
 
-    def _translate(self, case: Case, used: tuple[str, ...], on_window: OnWindow | None) -> Translation:
-        preprocessing = self.model.preprocessing
+    def _read(self, case: Case | CaseFiles, used: tuple[str, ...]) -> Case:
+        """The source, and the reference labels if they are to be seen."""
+        if not self.with_labels:
+            return reduced(case, used)
+        if case.labels is None:
+            raise CaseError("has no reference labels, which are to be seen", remedy="leave out --with-labels")
+        return case.read(used) if isinstance(case, CaseFiles) else case
+
+    def _chosen(self, available: Collection[str]) -> tuple[str, ...]:
+        """A notice of what was translated, where that was a choice."""
+        first, *others = self._there(available)
+        return (f"made from {first}; {', '.join(others)} could be translated, too",) if others else ()
+
+    def _translate(self, case: Case, used: tuple[str, ...], chosen: tuple[str, ...], on_window: OnWindow | None) -> Translation:
+        preprocessing = self.model.preprocessing.alone(*used)
         prepared = preprocessing.apply(case)
-        made = np.where(prepared.mask, self._normalised(prepared.images, on_window), np.float32(0))
+        images = prepared.images
+        if self.with_labels and prepared.labels is not None:
+            images = np.concatenate([images, (prepared.labels > 0)[None].astype(np.float32)])
+            chosen += ("made with the reference labels: a bound, nothing a patient has",)
+        made = np.where(prepared.mask, self._normalised(images, on_window), np.float32(0))
         whole = preprocessing.restore(made, prepared.geometry)[0]
         low, high = self.scale
         image = (np.float32(low) + np.float32(high - low) * whole).astype(np.float32)
-        notices = prepared.notices
+        notices = chosen + prepared.notices
         if prepared.geometry.is_cut:
             notices += (f"larger than the size the model reads: what lies outside is {low:g}",)
         box = prepared.geometry.box
         return Translation(case.id, case.grid.with_voxels(image), self.target, self.scale, box, used, self.model, notices)
 
     def _normalised(self, images: NDArray[np.float32], on_window: OnWindow | None) -> NDArray[np.float32]:
-        """(1, d, h, w) of the target in [0, 1] from the prepared images (M, d, h, w)."""
-        translate = self.method.translate if self.method.dims == 3 else by_slices(self.method.translate)
+        """(1, d, h, w) of the target in [0, 1] from the prepared source (1, d, h, w), or from it and the tumour."""
+        translate = partial(self.method.translate, target=self.target)
         with (
             within_memory(self.model.window or images.shape[1:], self.device),
             seeded(self.seed, self.device),
             torch.inference_mode(),
         ):
             made = blend_windows(
-                translate,
+                translate if self.method.dims == 3 else by_slices(translate),
                 torch.from_numpy(images).to(self.device),
                 window=self.model.window,
                 overlap=self.overlap,
@@ -196,6 +252,36 @@ class Translator:
             if not torch.isfinite(made).all():
                 raise ModelError("the network's output is not finite", remedy="look at the image")
             return np.asarray(made.clamp(0, 1).cpu().numpy())  # a network that ends in no tanh may overshoot
+
+
+def _target(model: Model, target: str | None) -> str:
+    """The target that is meant.
+
+    Raises:
+        RecipeError: the model does not make it, or makes several and none was chosen.
+    """
+    made = model.method.targets
+    if target is None and len(made) > 1:
+        raise RecipeError(f"{model.name} makes {', '.join(made)}: which of them is not said", remedy=f"as --to {made[0]}")
+    if target is not None and target not in made:
+        raise RecipeError(f"{model.name} makes no {target}", remedy=f"it makes {', '.join(made)}")
+    return target or made[0]
+
+
+def _sources(model: Model, target: str, source: str | None) -> tuple[str, ...]:
+    """The sources that are meant.
+
+    Raises:
+        RecipeError: the model does not read what was chosen, or that is the target.
+    """
+    sources = model.sources(target)
+    if source is None:
+        return sources
+    if source == target:
+        raise RecipeError(f"{target} is source and target", remedy=f"{model.name} makes it from {', '.join(sources)}")
+    if source not in sources:
+        raise RecipeError(f"{model.name} does not read {source}", remedy=f"it makes {target} from {', '.join(sources)}")
+    return (source,)
 
 
 def _scale(model: Model, target: str) -> tuple[float, float]:

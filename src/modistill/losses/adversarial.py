@@ -4,18 +4,36 @@ Least squares: Mao et al., Least Squares Generative Adversarial Networks (ICCV 2
 factor one half, no label smoothing: as in HAD-Net's equations 1 and 2.
 
 Log-likelihood: Goodfellow et al., Generative Adversarial Nets (NIPS 2014, https://arxiv.org/abs/1406.2661), the form in which
-CMEDL's equation 5 is printed. Both are objects with the same two halves, one instead of the other. A critic minimises `real` of
-real samples and `fake` of fake ones; who makes the fakes minimises `real` of them.
+CMEDL's equation 5 is printed.
+
+Wasserstein: Arjovsky et al. (ICML 2017, https://arxiv.org/abs/1701.07875), with the gradient penalty of Gulrajani et al.
+(NIPS 2017, https://arxiv.org/abs/1704.00028).
+
+All are objects with the same two halves, one instead of the other. A critic minimises `real` of real samples and `fake` of fake
+ones; who makes the fakes minimises `real` of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from modistill.hardware import wide
 
-__all__ = ["LeastSquares", "LogLikelihood", "accuracy", "least_squares", "log_likelihood"]
+__all__ = [
+    "LeastSquares",
+    "LogLikelihood",
+    "Wasserstein",
+    "accuracy",
+    "gradient_penalty",
+    "least_squares",
+    "log_likelihood",
+    "sample_mean",
+    "wasserstein",
+]
 
 
 class LeastSquares:
@@ -60,6 +78,62 @@ class LogLikelihood:
 
 
 log_likelihood = LogLikelihood()
+
+
+class Wasserstein:
+    """The two halves of the critic's side of Wasserstein's distance, whose outputs have no bounds. In float32 at least.
+
+    Example:
+        >>> x = torch.tensor([[1.0], [3.0]])
+        >>> wasserstein.real(x).item(), wasserstein.fake(x).item(), wasserstein.real(x, torch.tensor([0.0, 1.0])).item()
+        (-2.0, 2.0, -3.0)
+    """
+
+    def real(self, x: Tensor, counts: Tensor | None = None) -> Tensor:
+        """Mean -x of the samples that count, see `sample_mean`: small where the critic takes `x` for real."""
+        return -sample_mean(x, counts)
+
+    def fake(self, x: Tensor, counts: Tensor | None = None) -> Tensor:
+        """Mean x of the samples that count: small where the critic takes `x` for fake."""
+        return sample_mean(x, counts)
+
+
+wasserstein = Wasserstein()
+
+
+def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Mean (|grad_x sum critic(x)|_2 - 1)^2 at a random x between each real sample and its fake one.
+
+    It is computed in float32, also under autocast: it is differentiated twice.
+
+    Args:
+        critic: from (B, ...) to outputs of any shape, whose sum over a sample is differentiated.
+        real: (B, C, *spatial).
+        fake: the same shape; no gradient goes back to it.
+        counts: (B,) weight of each sample; None for equal ones.
+
+    Example:
+        >>> gradient_penalty(lambda x: x.flatten(1).sum(1) / 2, torch.rand(3, 1, 4), torch.rand(3, 1, 4)).item()  # |grad| = 1
+        0.0
+    """
+    with torch.autocast(real.device.type, enabled=False):
+        real, fake = wide(real.detach()), wide(fake.detach())
+        share = torch.rand_like(real.flatten(1)[:, :1]).reshape(-1, *(1,) * (real.ndim - 1))
+        between = torch.lerp(fake, real, share).requires_grad_()
+        (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+        return sample_mean((slope.flatten(1).norm(dim=1) - 1).square(), counts)
+
+
+def sample_mean(x: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Mean of `x` (B, ...) over the samples that count, in float32 at least; 0 if none does.
+
+    Args:
+        x: of each sample one value, or some that count equally.
+        counts: (B,) weight of each sample; None for equal ones.
+    """
+    if counts is None:
+        return wide(x).mean()
+    return (wide(x).flatten(1).mean(1) if x.ndim > 1 else wide(x)).mul(counts).sum() / counts.sum().clamp(min=1)
 
 
 def accuracy(on_real: Tensor, on_fake: Tensor, cut: float = 0.5) -> Tensor:

@@ -89,6 +89,9 @@ class Method(nn.Module):
         """What a run keeps beside its recipe, such as the digest of weights that came from a file: plain values."""
         return {}
 
+    def begin(self) -> None:
+        """Called once before a new training, when networks that start from other runs have their weights."""
+
     @abstractmethod
     def losses(self, batch: Batch) -> Iterator[Turn]:
         """Play one round: each `yield` names who learns and from which terms (scalars, summed).
@@ -111,13 +114,19 @@ class Method(nn.Module):
 
 
 class TranslationMethod(Method):
-    """A method that makes images of another modality. It segments nothing."""
+    """A method that makes images of another modality. It segments nothing.
 
-    target: str
+    Of a patient it reads one modality, any of `available` but the one that is made; what it makes is one of `targets`.
+
+    Attributes:
+        reads_tumour: whether `translate` can be given the mask of the tumour as a second channel: a teacher's privilege.
+    """
+
+    reads_tumour: bool = False
 
     @abstractmethod
-    def translate(self, images: Tensor) -> Tensor:
-        """Images (B, 1, *spatial) of `target` from those of the deployed network's modality, both in [0, 1]."""
+    def translate(self, images: Tensor, target: str) -> Tensor:
+        """Images (B, 1, *spatial) of the modality `target` from those of another one, both in [0, 1]."""
 
     def segment(self, images: Tensor) -> Tensor:
         """Refused.
@@ -126,7 +135,8 @@ class TranslationMethod(Method):
             ModelError: always.
         """
         raise ModelError(
-            f"{type(self).__name__} translates into {self.target} and segments nothing", remedy="modistill translate"
+            f"{type(self).__name__} translates into {' or '.join(self.targets)} and segments nothing",
+            remedy="modistill translate",
         )
 
 
@@ -139,6 +149,7 @@ class UnpairedTranslation(TranslationMethod):
     """
 
     source: str
+    target: str
 
     @abstractmethod
     def losses(self, batch: Batch, guidance: Guidance | None = None) -> Generator[Turn]:
@@ -160,8 +171,8 @@ class UnpairedTranslation(TranslationMethod):
     def to_source(self, target: Tensor, source: Tensor | None = None) -> Tensor:
         """The way back, alike."""
 
-    def translate(self, images: Tensor) -> Tensor:
-        """Images (B, 1, *spatial) of the target, in [0, 1]."""
+    def translate(self, images: Tensor, target: str) -> Tensor:
+        """See `TranslationMethod`: there is one target."""
         return (self.to_target(signed(images)) + 1) / 2
 
 

@@ -1,8 +1,8 @@
 """Synthetic images against real ones of the same patient on the same grid.
 
-With s the synthetic image, r the real one, R the range of the scale both are on (1 for normalised images), and means over the
-voxels of a region:
-    MAE = mean |s - r|          NMAE = MAE / R          PSNR = 10 log10(R^2 / mean (s - r)^2), in dB
+With s the synthetic image, r the real one, R the range of the scale both are on (1 for normalised images), and sums and means
+over the voxels of a region:
+    MAE = mean |s - r|          NMAE = sum |s - r| / sum |r|          PSNR = 10 log10(R^2 / mean (s - r)^2), in dB
     SSIM = mean of (2 m_s m_r + c1) (2 v_sr + c2) / ((m_s^2 + m_r^2 + c1) (v_s + v_r + c2))
 with means m, variances v and covariance v_sr in a Gaussian window of 11 voxels an edge, sigma 1.5, c1 = (0.01 R)^2 and
 c2 = (0.03 R)^2: Wang, Bovik, Sheikh, Simoncelli, IEEE Transactions on Image Processing 13:600, 2004
@@ -11,6 +11,9 @@ c2 = (0.03 R)^2: Wang, Bovik, Sheikh, Simoncelli, IEEE Transactions on Image Pro
 These three ask for the same value at the same place. Whether the values are those of the modality at all, wherever they lie, is
 asked by the divergence of the two histograms, with p and q the shares of the bins
     KL(p || q) = sum_b p_b ln(p_b / q_b)
+
+MAE has the units of the scale, so its share of the range is MAE / R. NMAE has the real image for its unit: where that is dark,
+the same error counts more. It needs a scale that begins at 0, with nothing there.
 
 Numbers are comparable on one scale and in one region only: a scale with room to spare, and air around the patient, make every
 error small. What such metrics miss: Dohmen et al., 2024 (https://arxiv.org/abs/2408.06075).
@@ -26,7 +29,18 @@ from numpy.typing import NDArray
 
 from modistill.errors import GeometryError
 
-__all__ = ["SSIM_SIGMA", "SSIM_WINDOW", "kl_divergence", "mae", "nmae", "psnr", "ssim", "ssim_map", "worst_kl"]
+__all__ = [
+    "SSIM_SIGMA",
+    "SSIM_WINDOW",
+    "kl_divergence",
+    "mae",
+    "nmae",
+    "psnr",
+    "ssim",
+    "ssim_map",
+    "worst_kl",
+    "worst_nmae",
+]
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # voxels
 _AT_ONCE = 16  # slices of which windows are compared together, to bound memory
@@ -50,9 +64,34 @@ def mae(synthetic: NDArray[Any], real: NDArray[Any]) -> float:
     return float(np.abs(error).mean()) if error.size else math.nan
 
 
-def nmae(synthetic: NDArray[Any], real: NDArray[Any], *, data_range: float = 1.0) -> float:
-    """Mean absolute error as a share of the scale's range; see `mae`."""
-    return mae(synthetic, real) / data_range
+def nmae(synthetic: NDArray[Any], real: NDArray[Any]) -> float:
+    """Absolute error as a share of the real image, sum |s - r| / sum |r|; NaN where that is 0 everywhere, or has no voxel.
+
+    An image of zeros has 1; one that is too bright may have more.
+
+    Args:
+        synthetic: any shape.
+        real: the same shape, on a scale that begins at 0.
+
+    Raises:
+        GeometryError: the shapes differ.
+
+    Example:
+        >>> nmae(np.array([0.0, 1.0]), np.array([0.5, 1.5]))
+        0.5
+    """
+    error, total = _error(synthetic, real), float(np.abs(real).sum(dtype=np.float64))
+    return float(np.abs(error).sum()) / total if total else math.nan
+
+
+def worst_nmae(real: NDArray[Any]) -> float:
+    """The largest `nmae` that an image from 0 to 1 can have: 1 where the real one lies below 1/2, 0 elsewhere.
+
+    Example:
+        >>> worst_nmae(np.array([0.25, 0.75]))
+        1.5
+    """
+    return nmae(np.where(real < 0.5, 1.0, 0.0), real)
 
 
 def psnr(synthetic: NDArray[Any], real: NDArray[Any], *, data_range: float = 1.0) -> float:
