@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +21,11 @@ from command_line import run_main
 from modistill import benchmark
 from modistill import tasks as running
 from modistill.benchmark import Benchmark, load_benchmark, tasks
+from modistill.cli.benchmark import _report
 from modistill.errors import ModistillError, RecipeError
-from modistill.evaluation.scores import read_scores
+from modistill.evaluation.protocol import Protocol
+from modistill.evaluation.scores import Score, Scores, read_scores, write_scores
+from modistill.evaluation.synthesis import Scale, SynthesisProtocol
 from modistill.phantom.cohort import write_cohort
 from modistill.tasks import Task, run_tasks
 
@@ -112,14 +116,87 @@ def test_shipped_benchmarks_need_only_what_comes_before(name: str) -> None:
         assert set(task.needs) <= before, task.name
         before.add(task.name)
     sampled = sum(arm.mc_dropout > 0 for arm in chosen.arms.values())
-    assert len(found) == 1 + (3 * len(chosen.arms) + 2 * sampled) * len(chosen.seeds)
+    again = sum(arm.trained_as is not None for arm in chosen.arms.values())
+    completed = sum(task.startswith("complete ") for task in found)
+    assert (completed > 0) == (chosen.completes is not None)
+    assert len(found) == 1 + (3 * len(chosen.arms) - again + 2 * sampled) * len(chosen.seeds) + 2 * completed
     assert len({task.done for task in found.values()}) == len(found)
     assert sum(chosen.fractions) == pytest.approx(1)
     if "had_net" in chosen.arms:
         assert "train teacher/1" in found["train had_net/1"].needs
-    for arm in chosen.arms:
+    for name, arm in chosen.arms.items():
         for seed in chosen.seeds:
-            assert f"training.seed={seed}" in found[f"train {arm}/{seed}"].command
+            assert f"training.seed={seed}" in found[f"train {arm.trained_as or name}/{seed}"].command
+
+
+def test_pairs_privilege_and_what_is_completed_by_hand() -> None:
+    found = tasks(load_benchmark("benchmarks/utad_small", seeds=[4]), Path("train"), Path("test"), Path("out"))
+    with_masks, without = (found[f"translate teacher_{name}/4"].command for name in ("with_masks", "without"))
+    assert "--pairs" in with_masks
+    assert "--pairs" in without
+    assert "--with-labels" in with_masks
+    assert "--with-labels" not in without
+    assert with_masks[4] == without[4] == "out/runs/4/teacher_with_masks"
+    assert "train teacher_without/4" not in found
+    score = found["score a/4"].command
+    assert score[score.index("--body-above") + 1] == "0.0"
+    completed = {name.split()[1].split("/")[0] for name in found if name.startswith("complete ")}
+    assert completed == {"teacher_without", *"abcd", "a_without_distillation", "star_gan", "fixed_a", "zero", "mean"}
+    task = found["complete teacher_without/4"]
+    assert set(task.needs) == {"train segmentor/4", "train teacher_with_masks/4"}
+    assert task.command[task.command.index("--complete-with") + 1] == "out/runs/4/teacher_with_masks"
+    assert found["complete zero/4"].needs == ("train segmentor/4",)
+
+
+def made_up(arm: str, seed: int, subsets: Sequence[str], metrics: Sequence[str], rules: Any, shift: float) -> Scores:
+    rows = [
+        Score(f"{arm}/{seed}", case, subset, "WT", metric, number + 10 * place + shift)
+        for number, case in enumerate(("p1", "p2", "p3"))
+        for place, subset in enumerate(subsets)
+        for metric in metrics
+    ]
+    return Scores(tuple(rows), rules)
+
+
+def test_tables_of_pairs_and_of_what_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chosen = load_benchmark("benchmarks/utad_small", seeds=[0])
+    scales = tuple(Scale(name, "percentiles") for name in ("t1", "t1ce"))
+    every, metrics = ("t1-to-t1ce", "t1ce-to-t1"), ("psnr", "ssim", "nmae")
+    for shift, arm in enumerate(("a", "a_without_distillation", "pix2pix")):
+        rules = SynthesisProtocol(scales[1:] if arm == "pix2pix" else scales)
+        table = made_up(arm, 0, every[:1] if arm == "pix2pix" else every, metrics, rules, shift)
+        write_scores(tmp_path / "scores" / f"{arm}_0.csv", table)
+    for shift, name in enumerate(("a", "zero", "mean")):
+        table = made_up(name, 0, ("t1", "t1ce"), ("dice",), Protocol(), shift / 10)
+        write_scores(tmp_path / "scores" / f"{name}+completed_0.csv", table)
+    write_scores(tmp_path / "scores" / "segmentor_0.csv", made_up("segmentor", 0, ("t1+t1ce",), ("dice",), Protocol(), 0.5))
+    _report(chosen, tmp_path, "small")
+    lines = (tmp_path / "small.md").read_text().splitlines()
+
+    def cell(title: str, arm: str) -> str:
+        begin = next(number for number, line in enumerate(lines) if re.search(rf"{title}\b", line))
+        row = next(line for line in lines[begin:] if line.startswith(f"| {arm} |"))
+        return row.split("|")[2].strip()
+
+    assert cell("PSNR, mean of 2 pairs", "a_without_distillation").startswith("7.00")  # 1 + mean(0, 1, 2) + mean(0, 10)
+    assert cell("PSNR, t1-to-t1ce", "pix2pix").startswith("3.00")  # 2 + mean(0, 1, 2)
+    assert cell("PSNR, t1-to-t1ce", "a").startswith("1.00")
+    assert cell("Dice, segmented without t1ce", "mean").startswith("1.200")
+    assert cell("Dice, segmented without t1", "mean").startswith("11.200")
+    assert any("segmentor with nothing missing: WT 1.500" in line for line in lines)
+    assert (tmp_path / "small_psnr_t1-to-t1ce.png").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"trained_as": "nobody"}, {"trained_as": "student", "set": ["training.epochs=2"]}, {"trained_as": "second"}],
+)
+def test_an_arm_is_trained_as_another_of_the_same_recipe(tmp_path: Path, content: dict[str, Any]) -> None:
+    arms = {"student": {"recipe": "demo/student"}, "second": {"recipe": "demo/student", **content}}
+    with pytest.raises(RecipeError, match="which must be an arm of the same recipe"):
+        load_benchmark(write(tmp_path / "wrong.yaml", arms=arms, control="student"))
 
 
 def test_commands_by_hand() -> None:
