@@ -181,6 +181,17 @@ def test_slices(cohort: PreparedCohort, patch_size):
         make(cohort, dims=2, patch_size=(8, 8, 8))
 
 
+def test_slices_of_the_padding_are_never_drawn(tmp_path: Path):
+    write_folder(tmp_path / "raw")
+    cohort = prepare_folder(tmp_path / "raw", tmp_path / "prepared", size=(24, 24, 60)).cohort
+    loader = make(cohort, dims=2, patch_size=(24, 24), batch_size=2, foreground_fraction=0.0, samples_per_case=40)
+    drawn = set()
+    for batch in loader.batches(0):
+        assert all(images.any() for images in batch.images)  # two thirds of the 60 slices show nothing
+        drawn |= {float(images.sum()) for images in batch.images}
+    assert len(drawn) > 40
+
+
 def test_slices_turn_as_well_and_the_student_sees_a_part_of_what_the_teacher_sees(cohort: PreparedCohort):
     how = {"dims": 2, "patch_size": (8, 9), "batch_size": 4, "samples_per_case": 4, "augmentation": augmentations["nnunet"]}
     batches = list(make(cohort, **how).batches(0))

@@ -108,7 +108,7 @@ def _views(benchmark: Benchmark, output: Path) -> Iterator[_View]:
     against = {FILLS[0]: [name for name in completed if name != FILLS[0]]}
     together = {name: [table.averaged() for table in tables] for name, tables in completed.items()}
     note = f"{benchmark.completes} with nothing missing: {real}" if real else ""
-    yield _View("segmented without one sequence, mean over which", together, ("dice",), against, note)
+    yield _View("segmented without one sequence", together, ("dice",), against, note)
     for subset in subsets:
         missing = everything - set(subset.split("+"))
         alone = {name: [table.select(available=subset) for table in tables] for name, tables in completed.items()}

@@ -88,7 +88,7 @@ class Loader:
         available: those that exist at test time.
         batch_size: samples a step, over all ranks; with domains, of each of them.
         patch_size: voxels (D, H, W) of a sample; None for whole cases, filled up with zeros at the end to the largest of a
-            batch. With `dims` 2, (D, H) of an axial slice.
+            batch. With `dims` 2, (D, H) of an axial slice, of those that the crop holds: none of the padding beyond them.
         samples_per_case: how often each case (with domains, of the first) is drawn in an epoch.
         steps_per_epoch: batches an epoch, instead of what `samples_per_case` gives (rounded up).
         augmentation: applied to each sample.
@@ -314,7 +314,11 @@ class Loader:
         share = self.foreground == "share"
         wanted = self._in_share(position) if share else rng.random() < self.foreground_fraction
         voxel = entry.draw_foreground(rng) if wanted else None
-        return choose_start(entry.shape, size, rng, voxel, central=share), size
+        start = choose_start(entry.shape, size, rng, voxel, central=share)
+        if self.dims == 2 and voxel is None:  # a slice of the padding shows nothing
+            before, after = (max(0, amount) for amount in entry.geometry.pad[2])
+            start = (*start[:2], before + start[2] * (entry.shape[2] - before - after) // entry.shape[2])
+        return start, size
 
     def _in_share(self, position: int) -> bool:
         """Whether this sample is one of the last of its step, and of its domain, whatever the rank."""

@@ -39,7 +39,8 @@ Differs from the paper
 Differs from the authors' code
     1. A D's turn makes its translations without a graph, and the frozen teacher has none: the same numbers for less.
     2. Rounds are counted through; theirs begin anew in every epoch.
-    3. Their data loader is not published: see the recipe for intensities, slices and augmentation, which are ours.
+    3. Their data loader is not published. Intensities, slices (any that shows brain, a third of them with a tumour by choice)
+       and augmentation are the recipe's, after UAGAN (https://github.com/mangoyuan/UAGAN), by the same group.
 """
 
 from __future__ import annotations
