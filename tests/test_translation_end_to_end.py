@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
 from command_line import run_main
 from modistill.evaluation.scores import read_scores
@@ -55,6 +56,22 @@ def test_every_pair_is_translated_and_scored(folder: Path, name: str, number: in
     assert "t1-to-t1ce" in table.subsets
     assert (len(table.cases), table.failed) == (2, ())
     assert {"body", "WT"} <= set(table.regions)
+
+
+def test_a_picture_shows_every_pair_of_one_case(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made, case = tmp_path / "made", next((folder / "test").iterdir()).name
+    assert (
+        run_main("translate", "-i", folder / "test", "--pairs", "-m", folder / "star_gan", "-o", made, "--device", "cpu") == 0
+    )
+    assert run_main("picture", folder / "test", made, "--pairs", "--case", case, "-o", tmp_path / "pairs.png") == 0
+    assert imread(tmp_path / "pairs.png").std() > 0.1
+    assert run_main("picture", folder / "test", made, "--pairs", "--case", "nobody", "-o", tmp_path / "no.png") == 2
+    assert "nobody: " in capsys.readouterr().err
+    assert run_main("picture", folder / "test", tmp_path, "--pairs", "-o", tmp_path / "no.png") == 2
+    assert "lacks folders like flair-to-t1ce" in capsys.readouterr().err
+    assert run_main("picture", folder / "test", made, made, "--pairs", "-o", tmp_path / "no.png") == 2
+    assert "one folder and one case" in capsys.readouterr().err
+    assert not (tmp_path / "no.png").exists()
 
 
 def test_what_a_patient_lacks_is_made_for_the_segmentor(folder: Path) -> None:

@@ -239,15 +239,17 @@ def plot_subsets(scores: Scores, out: Path, metric: str = "dice") -> None:
 # --------------------------------------------------------------------------- parts of the pictures
 
 
-def draw_image(panel: Axes, view: CaseView) -> None:
-    """The slice of a case, without axes."""
+def draw_image(panel: Axes, view: CaseView, on_scale: NDArray[np.float32] | None = None) -> None:
+    """The slice of a case, or another image of it from 0 to 1 (`in_plane`), without axes."""
     panel.set_xticks([])
     panel.set_yticks([])
     for side in panel.spines.values():
         side.set_visible(False)
-    image = in_plane(view, view.image).astype(np.float32)
+    image = in_plane(view, view.image).astype(np.float32) if on_scale is None else on_scale
     low, high = np.percentile(image[image > image.min()], (1, 99.9)) if np.ptp(image) else (0, 1)
-    if view.image_name == "ct":
+    if on_scale is not None:
+        low, high = 0, 1
+    elif view.image_name == "ct":
         low, high = SOFT_TISSUE_HU
     aspect = view.spacing_mm[1] / view.spacing_mm[0]
     panel.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect, interpolation="lanczos")
