@@ -33,7 +33,7 @@ ANY_SUBSET = pytest.mark.parametrize(
 )
 TRANSLATION = {"width": 2, "blocks": 1}
 SMALL = {"width": 2, "classes": 4, "blocks": 1, "translation": TRANSLATION, "critic_scales": 1, "content_layers": 0, "above": 3}
-SMALL |= {"side": 32, "halvings": 3}
+SMALL |= {"side": 32, "halvings": 3, "critic_rounds": 2}
 
 
 def make(name: str, seed: int = 0, **arguments: Any) -> Method:

@@ -125,6 +125,8 @@ def resolve(recipe: Recipe, plan: Plan) -> Recipe:
         arguments.setdefault("classes", len(conventions[plan.convention].values) + 1)
     if takes(constructor, "epochs"):
         arguments.setdefault("epochs", check(TrainingSettings, recipe.training, "training").epochs)
+    if takes(constructor, "side") and recipe.sampling.patch_size and len(set(recipe.sampling.patch_size)) == 1:
+        arguments.setdefault("side", recipe.sampling.patch_size[0])
     if arguments.get("class_weights") == "computed":
         arguments["class_weights"] = [round(float(weight), 4) for weight in plan.class_weights]
     return recipe.model_copy(update={"method": MethodChoice(name=recipe.method.name, **arguments)})
@@ -221,10 +223,13 @@ def _open(output: Path, recipe: Recipe, cohort: PreparedCohort, method: Method, 
             raise RecipeError(
                 "the prepared cases are split otherwise than those of the run", file=cohort.folder, remedy="resume with its own"
             )
-        before = load_recipe(output / "recipe.yaml")
-        if _identity(before) != _identity(recipe):
+        before, now = _identity(load_recipe(output / "recipe.yaml")), _identity(recipe)
+        if differing := [key for key in before.keys() | now.keys() if before.get(key) != now.get(key)]:
+            key = min(differing)
             raise RecipeError(
-                "this recipe differs from the run's own", file=output / "recipe.yaml", remedy="only training.epochs may change"
+                f"this recipe differs from the run's own: {key} is {now.get(key)}, was {before.get(key)}",
+                file=output / "recipe.yaml",
+                remedy="only training.epochs may change",
             )
     elif Checkpoints(output / "checkpoints").exists() or (output / MODEL).exists():
         raise FileError("holds a run already", file=output, remedy="--resume to go on, or choose another folder")
@@ -238,7 +243,8 @@ def _open(output: Path, recipe: Recipe, cohort: PreparedCohort, method: Method, 
 def _identity(recipe: Recipe) -> dict[str, Any]:
     content = recipe.model_dump(mode="json", exclude={"about", "start_from", "controls"})
     content["training"].pop("epochs", None)
-    return content
+    sections = {name: part if isinstance(part, dict) else {"": part} for name, part in content.items()}
+    return {f"{name}.{key}".rstrip("."): value for name, part in sections.items() for key, value in part.items()}
 
 
 def _environment() -> dict[str, Any]:

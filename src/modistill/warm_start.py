@@ -25,10 +25,15 @@ def start_from(method: Method, recipe: Recipe, output: Path, cohort: PreparedCoh
         cohort: of the new run; what it holds back for validation and test, the other runs must not have been trained on.
 
     Raises:
-        RecipeError: no such network.
+        RecipeError: no such network, or none for one that never learns here.
         ModelError: weights that are absent, damaged, of another network, other modalities or other classes, or that have seen
             cases held back here.
     """
+    if idle := [network for network in method.learnt_before if network not in recipe.start_from]:
+        raise RecipeError(
+            f"start_from.{idle[0]} is not given: a network that has learnt nothing would teach",
+            remedy=f"start_from: {{{idle[0]}: its run folder}}",
+        )
     classes = ["background", *cohort.plan.classes]
     for network, folder in recipe.start_from.items():
         if network not in method.reads:
@@ -51,7 +56,9 @@ def start_from(method: Method, recipe: Recipe, output: Path, cohort: PreparedCoh
             method.get_submodule(network).load_state_dict(tensors, strict=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"does not fit the {network}: {reason}", file=path, remedy="use equal widths") from error
+            raise ModelError(
+                f"does not fit the {network}: {reason}", file=path, remedy="give both methods equal widths, depths and modes"
+            ) from error
 
 
 def _require_unseen(run: Path, cohort: PreparedCohort) -> None:

@@ -127,10 +127,10 @@ def test_threads_ranks_and_resuming_change_nothing(cohort: PreparedCohort) -> No
         assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
 
 
-def test_seeds_show_cases_in_other_modalities(cohort: PreparedCohort) -> None:
-    first, again, *others = (shown(loader(cohort, seed=seed), epochs=2) for seed in (0, 0, 1, 2, 3))
-    assert first == again
-    assert all(first != other for other in others)
+def test_a_case_shows_the_same_modality_whatever_the_seed_of_a_training(cohort: PreparedCohort) -> None:
+    """So a student and its teacher have together seen one modality of each case."""
+    first, *others = (shown(loader(cohort, seed=seed), epochs=2) for seed in (0, 1, 2, 3))
+    assert all(first == other for other in others)
 
 
 def test_too_few_cases_are_refused(cohort: PreparedCohort) -> None:

@@ -59,7 +59,9 @@ def test_terms_are_those_of_the_page(kind: type[UTADTeacher], mode: str) -> None
 
     def l1(one: Tensor, other: Tensor) -> Tensor:
         d = (one - other).abs()
-        return d[mask].mean() + d[~mask].mean() if mode == "fixed" else d.mean()
+        if mode == "faithful":
+            return d.mean()
+        return torch.stack([d[i][mask[i]].mean() + d[i][~mask[i]].mean() for i in range(8) if counts[i]]).mean()
 
     def penalty(critic: Any, real: Tensor, fake: Tensor, counts: Tensor) -> Tensor:
         share = torch.rand(8, 1).reshape(8, 1, 1, 1)
@@ -238,7 +240,23 @@ def test_the_rate_is_constant_for_half_of_the_epochs_and_then_falls() -> None:
 
 
 def test_what_does_not_go_together_is_refused() -> None:
-    with pytest.raises(ValueError, match="mode 'other'"):
+    with pytest.raises(ValueError, match="no mode 'other': faithful or fixed"):
         make(mode="other")
-    with pytest.raises(ValueError, match="side 36, levels 3"):
+    with pytest.raises(ValueError, match="side of 36 voxels cannot be halved 3 times"):
         make(side=36)
+    with pytest.raises(ValueError, match="two or more"):
+        make(modalities=("t1",))
+
+
+def test_slices_of_any_size_lie_in_the_middle_of_those_of_training() -> None:
+    method, images = make().eval(), torch.rand(1, 1, 21, 30)
+    whole = torch.zeros(1, 1, 32, 32)
+    whole[..., 5:26, 1:31] = images
+    assert torch.equal(method.translate(images, "t2"), method.translate(whole, "t2")[..., 5:26, 1:31])
+    assert method.translate(torch.rand(1, 1, 50, 33), "t2").shape == (1, 1, 50, 33)
+
+
+@pytest.mark.parametrize(("scheme", "reads"), [("a", True), ("b", False), ("c", False), ("d", True)])
+def test_only_a_teacher_with_an_encoder_of_tumours_reads_them(scheme: str, reads: bool) -> None:
+    assert make(UTADTeacher, scheme=scheme).reads_tumour == reads
+    assert not make(UTADNet, scheme=scheme).reads_tumour

@@ -232,7 +232,8 @@ class Loader:
             for case, entry in self._entries.items()
         }
         having = [tuple(case for case in self.ids if domain in fits[case]) for domain in range(len(domains))]
-        ids = deal(fits, len(domains), self.seed) if apart else having
+        # By the split, not by the seed: a student's training shows a patient as its teacher's did, whatever their seeds.
+        ids = deal(fits, len(domains), int(self.cohort.split.digest, 16)) if apart else having
         for modalities, able, drawn in zip(domains, having, ids, strict=True):
             if not able:
                 raise RecipeError(

@@ -1,14 +1,12 @@
-"""A tumour alone on an empty slice, and how far two such images lie apart: UTAD-Net's, https://arxiv.org/abs/2403.20168."""
+"""A tumour alone on an empty slice, and how far two such images lie apart: UTAD-Net, https://arxiv.org/abs/2403.20168."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 from torch import Tensor
 
 from modistill.hardware import wide
 
-__all__ = ["cut", "tumour_difference"]
+__all__ = ["cut", "image_difference", "tumour_difference"]
 
 
 def cut(mask: Tensor, images: Tensor) -> Tensor:
@@ -26,24 +24,35 @@ def cut(mask: Tensor, images: Tensor) -> Tensor:
     return images.masked_fill(~mask, -1.0)
 
 
-def tumour_difference(one: Tensor, other: Tensor, mask: Tensor, over: Literal["slice", "tumour"] = "slice") -> Tensor:
-    """Mean absolute difference of two images of tumours, in float32 at least.
+def image_difference(one: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute difference over all voxels, of which a tumour's are few; in float32 at least.
+
+    Args:
+        one: (B, 1, *spatial).
+        other: the same shape.
+        mask: of no consequence here.
+    """
+    return (wide(one) - wide(other)).abs().mean()
+
+
+def tumour_difference(one: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute difference over the voxels of a tumour plus that over all others: however small, it counts the same.
 
     Args:
         one: (B, 1, *spatial).
         other: the same shape.
         mask: (B, 1, *spatial) bool, the tumour.
-        over: "slice" for the mean over all voxels, of which a tumour's are few; "tumour" for the mean over the voxels of
-            tumours plus that over all others, so that it is of no consequence how few.
+
+    Returns:
+        The mean over the samples that have a tumour, in float32 at least; 0 if none has.
 
     Example:
         >>> import torch
-        >>> mask, image = torch.tensor([[[True, False, False, False]]]), torch.zeros(1, 1, 4)
-        >>> [tumour_difference(image + mask, image, mask, over).item() for over in ("slice", "tumour")]
-        [0.25, 1.0]
+        >>> mask, image = torch.tensor([[[True, False, False, False]], [[False] * 4]]), torch.zeros(2, 1, 4)
+        >>> image_difference(image + mask, image, mask).item(), tumour_difference(image + mask, image, mask).item()
+        (0.125, 1.0)
     """
-    difference = (wide(one) - wide(other)).abs()
-    if over == "slice":
-        return difference.mean()
-    parts = [difference.masked_fill(~part, 0).sum() / part.sum().clamp(min=1) for part in (mask, ~mask)]
-    return parts[0] + parts[1]
+    difference, inside = (wide(one) - wide(other)).abs().flatten(1), mask.flatten(1)
+    size = inside.sum(1)
+    apart = [difference.mul(part).sum(1) / part.sum(1).clamp(min=1) for part in (inside, ~inside)]
+    return (apart[0] + apart[1]).mul(size > 0).sum() / (size > 0).sum().clamp(min=1)

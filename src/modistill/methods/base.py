@@ -51,6 +51,7 @@ class Method(nn.Module):
         dims: of its networks: 3 for volumes, 2 for axial slices.
         targets: modalities of the images that the deployed network makes; none if it segments.
         halvings: how often its networks halve a map; what they segment is padded to 2^halvings voxels, one axis to twice that.
+        learnt_before: paths of networks that never learn here, and so must start from another run.
         domains: of an unpaired training, the modalities of each domain, that of the patients to come first. A batch then holds
             samples of either, of different cases; `batch.having(domain)` gives them.
     """
@@ -62,6 +63,7 @@ class Method(nn.Module):
     dims: int = 3
     targets: tuple[str, ...] = ()
     halvings: int = 4
+    learnt_before: tuple[str, ...] = ()
     domains: tuple[tuple[str, ...], ...] = ()
 
     def train(self, mode: bool = True) -> Self:

@@ -75,6 +75,7 @@ class HADNet(Method):
     """
 
     deployed = "student"
+    learnt_before = ("teacher",)
 
     def __init__(
         self,

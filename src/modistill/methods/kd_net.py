@@ -86,6 +86,7 @@ class KDNet(Method):
     """
 
     deployed = "student"
+    learnt_before = ("teacher",)
 
     def __init__(
         self,

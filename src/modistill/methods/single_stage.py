@@ -160,8 +160,8 @@ class BarlowDistillation(Method):
             self.both = nn.ModuleDict({"teacher": self.teacher, "student": self.student})
             self.players = {"both": self.sgd}
         if mode == "two_stage":
-            frozen(self.teacher)
-            self.players, self.silent = {"student": self.sgd}, ("teacher",)
+            frozen(self.teacher).eval()
+            self.players, self.silent, self.learnt_before = {"student": self.sgd}, ("teacher",), ("teacher",)
 
     def losses(self, batch: Batch) -> Iterator[Turn]:
         """The turns of teacher and student, or the one of both."""

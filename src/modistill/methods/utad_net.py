@@ -47,7 +47,7 @@ class UTADNet(UTADTeacher):
         modalities: any of which becomes any other.
         width: channels of the first layer of all networks.
         levels: how often a generator halves a slice.
-        side: voxels of a slice along every axis: `sampling.patch_size` of the recipe.
+        side: voxels of a slice along every axis; a recipe that leaves it out gets that of `sampling.patch_size`.
         scheme: of the student's branches, see above.
         mode: "faithful" or "fixed", see `utad_teacher`.
         start: "teacher" for a copy of the teacher, "scratch" for weights of its own.
@@ -69,7 +69,6 @@ class UTADNet(UTADTeacher):
     """
 
     deployed = "generator.whole"
-    reads_tumour = False
 
     def __init__(
         self,
@@ -112,11 +111,11 @@ class UTADNet(UTADTeacher):
             betas=betas,
             dims=dims,
         )
-        self.feature_weight, self.image_weight, self.start = feature_weight, image_weight, start
+        self.feature_weight, self.image_weight, self.start, self.reads_tumour = feature_weight, image_weight, start, False
         self.reads = {"generator.whole": tuple(modalities)}
         if start == "teacher" or feature_weight or image_weight:
-            self.teacher = frozen(TwoBranchGenerator(**self.architecture))
-            self.silent = ("teacher",)
+            self.teacher = frozen(TwoBranchGenerator(**self.architecture)).eval()
+            self.silent = self.learnt_before = ("teacher",)
             self.reads = {"teacher": tuple(modalities), **self.reads}
 
     def begin(self) -> None:

@@ -31,16 +31,22 @@ the whole slice to both branches unless it is given a mask.
 `mode="faithful"` computes as the authors' code does, `mode="fixed"` otherwise where that defeats itself:
     1. The first unit of an encoder has no norm: it would erase the code of the wanted modality (`networks.two_branch`).
     2. The fusion has instance norms: batch norms mix both directions, and differ between teacher (eval mode) and student.
-    3. A difference of tumours is the mean over the tumour plus that over the rest: of all voxels a tumour's are a few per cent.
-    4. Slices without tumour do not count for D_l: they are empty, and of no modality.
+    3. A difference of tumours is the mean over the tumour plus that over the rest of its slice: of all voxels a tumour's are a
+       few per cent.
+    4. Slices without tumour count neither for D_l, for they are empty and of no modality, nor in 3. With several ranks these
+       means are of each rank's own slices, as the statistics of batch norms are.
 
 Differs from the paper
     Its text could be read in parts only; all numbers are those of the authors' code (https://github.com/scut-HC/UTAD-Net).
 Differs from the authors' code
-    1. A D's turn makes its translations without a graph, and the frozen teacher has none: the same numbers for less.
+    1. In a critic's turn translations are made without a graph, and the frozen teacher has none: equal numbers for less.
     2. Rounds are counted through; theirs begin anew in every epoch.
-    3. Their data loader is not published. Intensities, slices (any that shows brain, a third of them with a tumour by choice)
-       and augmentation are the recipe's, after UAGAN (https://github.com/mangoyuan/UAGAN), by the same group.
+    3. k is of a permutation of the batch, so the wanted modality is often the slice's own (a quarter of them in a batch with
+       two of each of four); their student's comes from the loader.
+    4. Their loader is not published. The recipe's intensities are percentiles, its slices any that shows brain, a third of them
+       chosen to show a tumour, its augmentation that of CMEDL. UAGAN, by the same group (https://github.com/mangoyuan/UAGAN),
+       has z-scores in 8 bits, slices with 10 % of brain, flips along both axes, rotations by 20 degrees and zooms by 10 %.
+    5. Mask and crop of a training case rest on all of its modalities, at test time on the one that is translated.
 """
 
 from __future__ import annotations
@@ -56,8 +62,9 @@ from modistill.data.batch import Batch
 from modistill.hardware import wide
 from modistill.losses.adversarial import gradient_penalty, sample_mean, wasserstein
 from modistill.losses.translation import cycle_loss
-from modistill.losses.tumour import cut, tumour_difference
+from modistill.losses.tumour import cut, image_difference, tumour_difference
 from modistill.methods.base import Method, Terms, TranslationMethod, Turn, signed
+from modistill.networks.blocks import in_the_middle
 from modistill.networks.star_critic import StarCritic
 from modistill.networks.two_branch import Scheme, Translated, TwoBranchGenerator
 from modistill.schedules import LinearDecayAdam
@@ -87,7 +94,7 @@ class UTADTeacher(TranslationMethod):
         modalities: any of which becomes any other.
         width: channels of the first layer of generator and critics.
         levels: how often the generator halves a slice.
-        side: voxels of a slice along every axis: `sampling.patch_size` of the recipe.
+        side: voxels of a slice along every axis; a recipe that leaves it out gets that of `sampling.patch_size`.
         scheme: of the branches, see `networks.two_branch`; a teacher has both.
         mode: "faithful" or "fixed", see above.
         class_weight: lambda_cls.
@@ -106,7 +113,6 @@ class UTADTeacher(TranslationMethod):
     """
 
     deployed = "generator"
-    reads_tumour = True
 
     def __init__(
         self,
@@ -129,9 +135,14 @@ class UTADTeacher(TranslationMethod):
         dims: int = 2,
     ) -> None:
         super().__init__()
-        if mode not in ("faithful", "fixed") or side % 2**levels or critic_rounds < 1:
-            raise ValueError(f"mode {mode!r}, side {side}, levels {levels}, critic_rounds {critic_rounds} do not go together")
-        self.dims, self.fixed = dims, mode == "fixed"
+        if len(modalities) < 2:
+            raise ValueError(f"translates between {len(modalities)} modalities: two or more are needed")
+        if mode not in ("faithful", "fixed"):
+            raise ValueError(f"no mode {mode!r}: faithful or fixed")
+        if side % 2**levels:
+            raise ValueError(f"a side of {side} voxels cannot be halved {levels} times")
+        self.dims, self.fixed, self.side, self.multiple = dims, mode == "fixed", side, 2**levels
+        self.reads_tumour = scheme in ("a", "d")
         self.architecture: dict[str, Any] = {
             "modalities": len(modalities),
             "width": width,
@@ -143,7 +154,7 @@ class UTADTeacher(TranslationMethod):
         self.generator = TwoBranchGenerator(scheme=scheme, **self.architecture)
         judged = ("whole",) if scheme == "b" else ("whole", "tumour")
         self.critics = nn.ModuleDict({name: StarCritic(len(modalities), width=width, side=side, dims=dims) for name in judged})
-        self.halvings, self.critic_rounds = levels, critic_rounds
+        self.halvings, self.critic_rounds = 0, critic_rounds  # slices of any size are brought to one that can be halved
         self.class_weight, self.penalty_weight = class_weight, penalty_weight
         self.reconstruction_weight, self.local_weight = reconstruction_weight, local_weight
         self.register_buffer("rounds", torch.zeros((), dtype=torch.int64))
@@ -181,10 +192,10 @@ class UTADTeacher(TranslationMethod):
         }
         if "tumour" in self.critics:
             t_made = self._tumour(made, tumour)
-            over: Literal["slice", "tumour"] = "tumour" if self.fixed else "slice"
             realism, names = self.critics["tumour"](t_made)
-            consistency = tumour_difference(t_made, cut(tumour, made.whole), tumour, over)
-            reconstruction = tumour_difference(self._tumour(back, tumour), t, tumour, over)
+            difference = tumour_difference if self.fixed else image_difference
+            consistency = difference(t_made, cut(tumour, made.whole), tumour)
+            reconstruction = difference(self._tumour(back, tumour), t, tumour)
             terms |= {
                 "adversarial_tumour": wasserstein.real(realism, counts),
                 "modality_tumour": self.class_weight * sample_mean(cross_entropy(wide(names), k, reduction="none"), counts),
@@ -210,11 +221,13 @@ class UTADTeacher(TranslationMethod):
 
     def translate(self, images: Tensor, target: str) -> Tensor:
         """See `TranslationMethod`. With a second channel, the mask of the tumour, the tumour's branch sees the tumour alone."""
+        size = [max(n + -n % self.multiple, self.side) for n in images.shape[2:]]  # the norms know slices of this size
+        images, back = in_the_middle(images, size, 0.0)
         x = signed(images[:, :1])
         t = x if images.shape[1] == 1 else cut(images[:, 1:] > 0.5, x)
         k = torch.full((len(x),), self.targets.index(target), device=x.device)
         made: Tensor = self.get_submodule(self.deployed)(x, t, k)
-        return (getattr(made, "whole", made) + 1) / 2
+        return back((getattr(made, "whole", made) + 1) / 2)
 
     @classmethod
     def for_inference(cls, **arguments: Any) -> Method:

@@ -6,7 +6,7 @@ implementation; `convolution` and `norm` compute with them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import gcd
 from typing import Literal, TypeAlias
 
@@ -26,6 +26,7 @@ __all__ = [
     "NormKind",
     "build_norm",
     "frozen_statistics",
+    "in_the_middle",
     "resize_linearly",
     "without_dropout",
 ]
@@ -175,6 +176,26 @@ def resize_linearly(x: Tensor, size: Sequence[int], *, align_corners: bool) -> T
     With `align_corners` the centres of the outermost voxels stay where they are; without, the outer edges do.
     """
     return functional.interpolate(x, tuple(size), mode="trilinear" if x.ndim == 5 else "bilinear", align_corners=align_corners)
+
+
+def in_the_middle(images: Tensor, size: Sequence[int], value: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Images in the middle of larger ones, as a small case lies in a patch, and the way back.
+
+    Args:
+        images: (B, C, *spatial).
+        size: spatial size, nowhere smaller.
+        value: around them.
+
+    Example:
+        >>> larger, back = in_the_middle(torch.ones(1, 1, 2, 3), (3, 3), 0.0)
+        >>> larger.tolist(), tuple(back(larger).shape)
+        ([[[[1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]]], (1, 1, 2, 3))
+    """
+    before = [(want - have) // 2 for want, have in zip(size, images.shape[2:], strict=True)]
+    after = [want - have - first for want, have, first in zip(size, images.shape[2:], before, strict=True)]
+    ends = [end for both in zip(reversed(before), reversed(after), strict=True) for end in both]
+    inner = tuple(slice(first, first + n) for first, n in zip(before, images.shape[2:], strict=True))
+    return functional.pad(images, ends, value=value), lambda larger: larger[:, :, *inner]
 
 
 def frozen_statistics(network: nn.Module) -> Held:

@@ -43,7 +43,7 @@ from torch.nn import functional, init
 
 from modistill.errors import ModelError
 from modistill.hardware import wide
-from modistill.networks.blocks import NormKind, build_norm
+from modistill.networks.blocks import NormKind, build_norm, in_the_middle
 from modistill.networks.convolution import CONVOLUTION, channels_last
 
 __all__ = ["Pix2PixUNet"]
@@ -123,8 +123,8 @@ class Pix2PixUNet(nn.Module):
             ModelError: other channels or axes than the network reads.
         """
         self._check(images)
-        margins = [end for both in reversed(self._margins(images)) for end in both]
-        x = channels_last(functional.pad(images, margins, value=-1.0))
+        x, back = in_the_middle(images, [n + -n % self.multiple for n in images.shape[2:]], -1.0)
+        x = channels_last(x)
         maps = []
         norms = [nn.Identity(), *self.down_norm, nn.Identity()]
         for down, norm in zip(self.down, norms, strict=True):
@@ -136,15 +136,7 @@ class Pix2PixUNet(nn.Module):
             if number < 3:
                 x = self.dropout(x)
             x = torch.cat([x, maps.pop()], 1)
-        x = self.out(x.relu())
-        for axis, (n, (before, _)) in enumerate(zip(images.shape[2:], self._margins(images), strict=True), start=2):
-            x = x.narrow(axis, before, n)
-        return wide(x).tanh()
-
-    def _margins(self, images: Tensor) -> list[tuple[int, int]]:
-        """Pixels to add before and after each axis, until it can be halved so often."""
-        missing = [-n % self.multiple for n in images.shape[2:]]
-        return [(n // 2, n - n // 2) for n in missing]
+        return wide(back(self.out(x.relu()))).tanh()
 
     def _check(self, images: Tensor) -> None:
         channels, *size = images.shape[1:]
