@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from modistill.data.naming import conventions
 from modistill.data.normalisation import spell
@@ -60,21 +60,25 @@ class Arm(_Section):
 
     Attributes:
         recipe: a file, or the name of one that comes with the package.
-        set: "section.key=value" each; more than the benchmark's own.
+        set: "section.key=value" each; they come after the benchmark's own.
+        like: another arm, whose recipe this one takes if it names none, and whose `set` comes before its own.
         control: the arm that this one is compared with, if not the benchmark's; an arm that names itself is compared with none.
-        trained_as: another arm, whose runs this one takes instead of training; its recipe must be the same.
+        trained_as: another arm, whose runs this one takes instead of training, and with them recipe and `set`.
         privileged: it is predicted with every sequence of the test patients, the others with the available ones; one that
-            translates is shown their labels.
+            translates is shown their labels. It stands apart.
+        apart: true, or why. A bound is no rival: it is shown below the others, neither ranked nor compared.
         mc_dropout: passes of Monte-Carlo dropout for the table of uncertainty; Dice is of one pass without, for all arms.
         published: mean and SD in the paper, or the mean alone, shown beside ours and marked as published: region -> Dice in
             per cent, or "metric/region" -> another metric in its own unit.
     """
 
-    recipe: str
+    recipe: str = ""
     set: tuple[str, ...] = ()
+    like: str | None = None
     control: str | None = None
     trained_as: str | None = None
     privileged: bool = False
+    apart: bool | str = False
     mc_dropout: int = Field(default=0, ge=0)
     published: dict[str, Annotated[tuple[float, float | None], BeforeValidator(_with_sd)]] = {}
 
@@ -113,18 +117,38 @@ class Benchmark(_Section):
     body_above: float | None = Field(default=None, ge=0, lt=1)
     completes: str | None = None
 
+    @field_validator("arms")
+    @classmethod
+    def _taken_over(cls, arms: dict[str, Arm]) -> dict[str, Arm]:
+        """Each arm with all that it takes from others: its whole recipe and `set`."""
+
+        def whole(name: str, *takers: str) -> Arm:
+            arm = arms[name]
+            if arm.trained_as and arm.like:
+                raise ValueError(f"{name} is trained as {arm.trained_as}, and like it; leave out like: {arm.like}")
+            if (other := arm.trained_as or arm.like) is None:
+                if not arm.recipe:
+                    raise ValueError(f"{name} has no recipe; give one, or another arm that it is like")
+                return arm
+            if other not in arms or other in (name, *takers):
+                raise ValueError(f"{name} is like {other}, which is no other arm; there are {', '.join(arms)}")
+            taken = whole(other, name, *takers)
+            return arm.model_copy(update={"recipe": arm.recipe or taken.recipe, "set": (*taken.set, *arm.set)})
+
+        return {name: whole(name) for name in arms}
+
     @model_validator(mode="after")
     def _known(self) -> Benchmark:
         chosen = {"control": self.control} | {f"arms.{name}.control": self.control_of(name) for name in self.arms}
         for place, control in chosen.items():
             if control not in self.arms:
                 raise ValueError(f"{place} is {control}, no such arm among {', '.join(self.arms)}")
-            if self.arms[control].privileged:
-                raise ValueError(f"{place} is {control}, which sees privileged sequences: no fair comparison")
+            if control in self.apart:
+                raise ValueError(f"{place} is {control}, which stands apart: no fair comparison")
         for name, arm in self.arms.items():
-            trained = self.arms.get(arm.trained_as or name)
-            if trained is None or trained.trained_as or (trained.recipe, trained.set) != (arm.recipe, arm.set):
-                raise ValueError(f"arms.{name}.trained_as is {arm.trained_as}, which must be an arm of the same recipe")
+            trained = self.arms[arm.trained_as or name]
+            if trained.trained_as or (trained.recipe, trained.set) != (arm.recipe, arm.set):
+                raise ValueError(f"{name} is trained as {arm.trained_as}, which must have a training of its own, and the same")
         if self.completes is not None and self.completes not in self.arms:
             raise ValueError(f"completes is {self.completes}, no such arm among {', '.join(self.arms)}")
         if self.labels is not None and self.labels not in conventions:
@@ -135,15 +159,25 @@ class Benchmark(_Section):
             raise ValueError(f"an arm's name is letters, digits, _ and -; not {foreign[0]!r}")
         return self
 
+    @property
+    def apart(self) -> dict[str, str]:
+        """The arms that are neither ranked nor compared -> why, "" where nobody says."""
+        found = {}
+        for name, arm in self.arms.items():
+            if arm.apart or arm.privileged:
+                why = arm.apart if isinstance(arm.apart, str) else ""
+                found[name] = why or ("sees privileged data" if arm.privileged else "")
+        return found
+
     def control_of(self, arm: str) -> str:
         """The arm that one is compared with."""
         return self.arms[arm].control or self.control
 
     def comparisons(self) -> dict[str, list[str]]:
-        """Control -> the arms compared with it, in the order of the table; privileged arms are compared with none."""
+        """Control -> the arms compared with it, in the order of the table; those apart are compared with none."""
         found: dict[str, list[str]] = {}
-        for name, arm in self.arms.items():
-            if name != (control := self.control_of(name)) and not arm.privileged:
+        for name in self.arms:
+            if name != (control := self.control_of(name)) and name not in self.apart:
                 found.setdefault(control, []).append(name)
         return found
 
@@ -271,18 +305,8 @@ def _completed(
         needs = (f"train {segmentor}/{seed}", *((f"train {makers[name]}/{seed}",) if name in makers else ()))
         how = ("--one-missing", "--complete-with", by)
         yield Task(f"complete {name}/{seed}", ("predict", *reading, *how, "-o", str(made)), made / ".done", needs)
-        score = (
-            "evaluate",
-            str(made),
-            "--subsets",
-            "--reference",
-            str(test),
-            "--run",
-            f"{name}/{seed}",
-            "-o",
-            str(scores),
-            *labels,
-        )
+        told = ("--subsets", "--reference", str(test), "--run", f"{name}/{seed}", "-o", str(scores), *labels)
+        score = ("evaluate", str(made), *told)
         yield Task(f"score {name}{COMPLETED}/{seed}", score, scores.with_suffix(".json"), (f"complete {name}/{seed}",))
 
 

@@ -142,7 +142,8 @@ def command(
             done = _predict(predictor, cohort, folder)
         print_rows(done, place)
         rows += done
-    if synthetic := {one.modality for row in rows for one in row.substitutes if not one.is_fill}:
+    made = {one.modality for row in rows for one in row.substitutes if not one.is_fill}
+    if synthetic := made.union(*(row.synthetic_inputs for row in rows)):
         print(warning(*synthetic))
     raise typer.Exit(exit_code(rows))
 

@@ -92,7 +92,8 @@ def command(
         print_rows(done, place)
         rows += done
     print_notes(_scales([translator for translator, _ in places.values()]))
-    print(warning(*(translator.target for translator, _ in places.values())))
+    read = {name for row in rows for name in row.synthetic_inputs}
+    print(warning(*(translator.target for translator, _ in places.values()), *read))
     raise typer.Exit(exit_code(rows))
 
 

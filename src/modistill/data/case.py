@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from modistill.data.volume import Volume, require_same_grid
 from modistill.errors import CaseError, ModistillError
 
-__all__ = ["Case"]
+__all__ = ["Case", "not_evidence"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,49 @@ class Case:
         """Names of the modalities that are there."""
         return tuple(self.images)
 
+    @property
+    def synthetic(self) -> tuple[str, ...]:
+        """Names of the modalities whose image a network made, and no scanner."""
+        return tuple(name for name, volume in self.images.items() if volume.synthetic)
+
+    def require_real(self, why: str, modalities: Collection[str] | None = None) -> None:
+        """Refuse synthetic images where only those of a scanner will do.
+
+        Args:
+            why: what it is then not fit for, in words.
+            modalities: that must be real; None for all that are there.
+
+        Raises:
+            CaseError: one of them is synthetic; with its file.
+        """
+        for name in self.synthetic:
+            if modalities is None or name in modalities:
+                native = self.images[name].native
+                raise CaseError(
+                    f"{name} is synthetic: {why}",
+                    case=self.id,
+                    file=None if native is None else native.path,
+                    remedy="give the real image, or leave it out",
+                )
+
     def without(self, *modalities: str) -> Case:
         """The same case as if these modalities had never been acquired."""
         kept = {name: volume for name, volume in self.images.items() if name not in modalities}
         return Case(self.id, kept, self.labels, self.convention)
+
+
+def not_evidence(modalities: Sequence[str], made: str = "") -> str:
+    """What a reader of synthetic images of these modalities must be told.
+
+    Args:
+        modalities: one or more.
+        made: by what and from what, if that is to be said.
+
+    Example:
+        >>> not_evidence(["t1ce", "t1"])
+        't1ce, t1 are synthetic: not evidence of enhancement'
+        >>> not_evidence(["t2"], "by utad from flair")
+        't2 is synthetic (by utad from flair): not evidence'
+    """
+    are, how = "is" if len(modalities) == 1 else "are", f" ({made})" if made else ""
+    return f"{', '.join(modalities)} {are} synthetic{how}: not evidence{' of enhancement' if 't1ce' in modalities else ''}"

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from modistill.errors import FileError
 
-__all__ = ["HEADER_BYTES", "Header", "axis_codes", "parse_header"]
+__all__ = ["HEADER_BYTES", "SYNTHETIC", "Header", "axis_codes", "parse_header"]
 
 HEADER_BYTES = 540  # of NIfTI-2, the longer of the two
+SYNTHETIC = "SYNTHETIC"  # how the description of an image begins that a network made, and no scanner
 _SMALLEST_MM, _LARGEST_MM = 0.01, 100.0
 _LARGEST_COSINE = 0.01  # between two axes: half a degree from rectangular
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # spatial part of xyzt_units: unknown, metre, mm, micron
@@ -37,6 +38,7 @@ class Header:
         intercept: see `slope`.
         affine: (4, 4) voxel -> mm RAS+.
         notes: what is odd but was accepted, one sentence each.
+        synthetic: whether the description says that a network made the image.
     """
 
     shape: tuple[int, int, int]
@@ -47,6 +49,7 @@ class Header:
     intercept: float
     affine: NDArray[np.float64]
     notes: tuple[str, ...] = ()
+    synthetic: bool = False
 
     @property
     def bytes_of_voxels(self) -> int:
@@ -65,8 +68,10 @@ def parse_header(start: bytes | bytearray) -> Header:
         shape, volumes = _dimensions(fields)
         affine, notes = _affine(fields, shape)
         slope, intercept = _scaling(fields)
-        notes += _synthetic(fields)
-        return Header(shape, volumes, _stored_type(fields), _offset(fields), slope, intercept, affine, notes)
+        description = bytes(fields["descrip"]).decode("ascii", "replace").strip("\0 ")
+        if synthetic := description.startswith(SYNTHETIC):
+            notes += (f"no image of a scanner: {description}",)
+        return Header(shape, volumes, _stored_type(fields), _offset(fields), slope, intercept, affine, notes, synthetic)
 
 
 def axis_codes(affine: NDArray[np.float64]) -> str:
@@ -211,12 +216,6 @@ def _in_mm(matrix: NDArray[np.float64], unit: int) -> NDArray[np.float64]:
         angle = np.degrees(np.arccos(min(1.0, cosine)))
         raise FileError(f"sheared: two axes meet at {angle:.1f} degrees", remedy="resample it onto a rectangular grid")
     return affine
-
-
-def _synthetic(fields: Any) -> tuple[str, ...]:
-    """The note of an image that `modistill translate` made, and no scanner."""
-    description = bytes(fields["descrip"]).decode("ascii", "replace").strip("\0 ")
-    return (f"no image of a scanner: {description}",) if description.startswith("SYNTHETIC") else ()
 
 
 def _rivals(sform: NDArray[np.float64], qform: NDArray[np.float64], shape: tuple[int, int, int]) -> list[str]:

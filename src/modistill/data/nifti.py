@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from modistill.data.header import HEADER_BYTES, Header, parse_header
+from modistill.data.header import HEADER_BYTES, SYNTHETIC, Header, parse_header
 from modistill.data.volume import Native, Volume, grid_distance_mm
 from modistill.errors import FileError, GeometryError, LabelError, ModistillError
 from modistill.files import write_file
@@ -43,7 +43,8 @@ def read_volume(path: Path, *, channel: int | None = None) -> Volume:
         channel: index along the fourth axis of a 4-D file, from 0; needed if there is more than one.
 
     Returns:
-        (D, H, W) float32 voxels, finite, C-contiguous, on the canonical axes closest to the file's own, kept in `native`.
+        (D, H, W) float32 voxels, finite, C-contiguous, on the canonical axes closest to the file's own, kept in `native`;
+        `synthetic` where the header says so.
 
     Raises:
         FileError: the file is absent, damaged, not NIfTI, or holds what an image cannot hold; with reason and remedy.
@@ -83,7 +84,7 @@ def write_volume(path: Path, volume: Volume, *, dtype: DTypeLike, description: s
         path: final name, `.nii` or `.nii.gz`.
         volume: (D, H, W) voxels on canonical axes.
         dtype: on disk; `uint8` for label maps, `float32` for maps.
-        description: for the header (`descrip`), which keeps 79 plain characters.
+        description: for the header (`descrip`), which keeps 79 plain characters; of a synthetic image it begins by saying so.
 
     Raises:
         FileError: the name is no NIfTI name, values do not fit `dtype` exactly (integers) or are not finite, the disk is full.
@@ -95,6 +96,8 @@ def write_volume(path: Path, volume: Volume, *, dtype: DTypeLike, description: s
     with _naming(path):
         voxels, affine = _on_native_axes(volume)
         voxels = _exactly(voxels, dtype)
+        if volume.synthetic and not description.startswith(SYNTHETIC):
+            description = f"{SYNTHETIC} {description}"
         content = _encode(voxels, affine, description)
     if path.name.endswith(".gz"):
         content = gzip.compress(content, compresslevel=3, mtime=0)
@@ -236,7 +239,7 @@ def _volume(path: Path, content: _Content, channel: int | None, convert: Any) ->
     native = Native(
         path, header.shape, header.affine, header.dtype, channel if header.volumes > 1 else None, notes=header.notes
     )
-    return Volume(voxels, affine, native)
+    return Volume(voxels, affine, native, header.synthetic)
 
 
 def _stored(content: _Content) -> NDArray[Any]:

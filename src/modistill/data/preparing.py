@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modistill.data.case import Case
 from modistill.data.cohort import CaseFiles, Cohort, Fault
 from modistill.data.naming import LabelConvention, conventions, guess_convention
 from modistill.data.nifti import read_labels
@@ -147,13 +148,20 @@ def _prepare_case(case: CaseFiles, folder: Path, preprocessing: Preprocessing, s
     sources = _sources(case, preprocessing)
     if _up_to_date(place, sources, preprocessing):
         return True
-    read = case.read([name for name in preprocessing.modalities if name in case.images])
+    read = _read(case, preprocessing)
     prepared = preprocessing.for_subset(read.images).apply(read)
     classes = len(conventions[preprocessing.convention or ""].values) + 1
     _discard(place)
     with atomic_folder(place) as new:
         store_case(new, case.id, prepared, preprocessing, sources, classes, slices=slices)
     return False
+
+
+def _read(case: CaseFiles, preprocessing: Preprocessing, *, with_labels: bool = True) -> Case:
+    """What is prepared of a case, all of it real: a network that learns from translations learns what these invent."""
+    read = case.read([name for name in preprocessing.modalities if name in case.images], with_labels)
+    read.require_real("nothing to learn from")
+    return read
 
 
 def _labels_of(case: CaseFiles) -> Path:
@@ -241,7 +249,7 @@ class _Reading:
 
 def _read_landmarks(case: CaseFiles, preprocessing: Preprocessing) -> _Reading:
     labels = read_labels(_labels_of(case))
-    read = case.read([name for name in preprocessing.modalities if name in case.images], with_labels=False)
+    read = _read(case, preprocessing, with_labels=False)
     convention = conventions[preprocessing.convention or ""]
     counts = np.bincount(convention.to_classes(labels.voxels).ravel(), minlength=len(convention.values) + 1)
     ml = float(np.prod(labels.spacing_mm)) / 1000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Volume:
         voxels: (D, H, W) array; D runs left -> right, H posterior -> anterior, W inferior -> superior.
         affine: (4, 4), voxel index -> mm in RAS+ world space.
         native: the file's own orientation; None for volumes that were made, not read.
+        synthetic: whether a network made the image, and no scanner; reader and writer keep it in the header of the file.
 
     Raises:
         GeometryError: voxels are not three-dimensional, or the affine is singular or not finite.
@@ -62,6 +63,7 @@ class Volume:
     voxels: NDArray[np.generic]
     affine: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
     native: Native | None = None
+    synthetic: bool = False
 
     def __post_init__(self) -> None:
         if self.voxels.ndim != 3:
@@ -92,14 +94,14 @@ class Volume:
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
 
     def with_voxels(self, voxels: NDArray[np.generic]) -> Volume:
-        """Other voxels on the same grid.
+        """Other voxels on the same grid; what is made of a synthetic image is synthetic.
 
         Raises:
             GeometryError: the shape differs.
         """
         if voxels.shape != self.voxels.shape:
             raise GeometryError(f"shape {voxels.shape} does not fit the grid {self.voxels.shape}")
-        return Volume(voxels, self.affine, self.native)
+        return replace(self, voxels=voxels)
 
 
 def grid_distance_mm(reference: Volume, other: Volume) -> float:

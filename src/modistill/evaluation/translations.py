@@ -324,6 +324,7 @@ def _real(
     preprocessing: Preprocessing,
 ) -> _Real:
     whole = case.read((target,))
+    whole.require_real("no reference")
     image = real_on_scale(whole.images[target], target, preprocessing, case=case.id)
     regions = {"body": rules.body(np.asarray(image.voxels, dtype=np.float32))}
     if whole.labels is not None and convention is not None:

@@ -43,6 +43,7 @@ class CaseRow:
         notices: what a user should know, one line each.
         traceback: of a failure that no message foresaw.
         substitutes: what stood in for modalities that the model reads and the case lacks.
+        synthetic_inputs: those of `available` whose image a network made, and no scanner.
     """
 
     case: str
@@ -56,6 +57,7 @@ class CaseRow:
     notices: tuple[str, ...] = ()
     traceback: str | None = None
     substitutes: tuple[Substitute, ...] = ()
+    synthetic_inputs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return str(ModistillError(self.reason, case=self.case, file=self.file, remedy=self.remedy))
@@ -147,7 +149,8 @@ def _predict_one(predictor: Predictor, case: CaseFiles, output: OutputFolder, pr
     }
     inputs = source_digests(case, used)
     if output.is_done(case, made_with, inputs):
-        return CaseRow(case.id, "skipped", model.name, used, _DONE_BEFORE, substitutes=substitutes)
+        synthetic = output.synthetic_inputs(case.id)
+        return CaseRow(case.id, "skipped", model.name, used, _DONE_BEFORE, substitutes=substitutes, synthetic_inputs=synthetic)
     output.clear(case.id)
     found = predictor.predict(case, on_window=on_window)
     output.write(found, made_with, inputs, time.monotonic() - begin)
@@ -161,6 +164,7 @@ def _predict_one(predictor: Predictor, case: CaseFiles, output: OutputFolder, pr
         seconds=seconds,
         notices=found.notices,
         substitutes=found.substitutes,
+        synthetic_inputs=found.synthetic_inputs,
     )
 
 
@@ -171,13 +175,15 @@ def _translate_one(translator: Translator, case: CaseFiles, output: TranslationF
     made_with = translator.settings() | {"source": used[0]}
     inputs = source_digests(case, used, with_labels=translator.with_labels)
     if output.is_done(case, made_with, inputs):
-        return CaseRow(case.id, "skipped", name, used, _DONE_BEFORE)
+        return CaseRow(case.id, "skipped", name, used, _DONE_BEFORE, synthetic_inputs=output.synthetic_inputs(case.id))
     output.clear(case.id)
     made = translator.translate(case, on_window=on_window)
     output.write(made, made_with, inputs, time.monotonic() - begin)
     seconds = round(time.monotonic() - begin, 2)
-    reason = f"{name} translates {'+'.join(used)} into {made.target}"
-    return CaseRow(case.id, "done", name, used, reason, seconds=seconds, notices=made.notices)
+    reason = f"{name} translates {made.read} into {made.target}"
+    return CaseRow(
+        *(case.id, "done", name, used, reason), seconds=seconds, notices=made.notices, synthetic_inputs=made.synthetic_inputs
+    )
 
 
 def _telling(progress: Progress | None, case: str, model: str) -> OnWindow | None:

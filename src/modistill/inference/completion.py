@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from modistill.data.case import Case
+from modistill.data.case import Case, not_evidence
 from modistill.data.preprocessing import Prepared, Preprocessing
 from modistill.data.volume import Volume
 from modistill.errors import CaseError, ModelError, RecipeError
@@ -72,7 +72,7 @@ class Substitute:
 
     def __str__(self) -> str:
         if not self.is_fill:
-            return f"{self.modality} is synthetic (by {self.by} from {'+'.join(self.made_from)}): {_caution([self.modality])}"
+            return not_evidence([self.modality], f"by {self.by} from {'+'.join(self.made_from)}")
         value = f"the mean of {', '.join(self.made_from)} inside the mask" if self.by == "mean" else "0 everywhere"
         return f"{self.modality} is missing: its channel is {value}"
 
@@ -81,19 +81,23 @@ class Substitute:
         return {**asdict(self), "synthetic": not self.is_fill, "warning": str(self)}
 
 
-def header(substitutes: Sequence[Substitute]) -> str:
+def header(substitutes: Sequence[Substitute], synthetic_inputs: Sequence[str] = ()) -> str:
     """What the header of a label map says of them, in the 79 characters there are; "" if there are none.
 
     Example:
         >>> header([Substitute(name, "utad_net_student", ("flair",), "0123") for name in ("t1ce", "t1")])
         't1ce, t1 are synthetic: not evidence of enhancement'
+        >>> header([Substitute("t1", "zero")], ["t2"])
+        't2 is synthetic: not evidence; t1 is missing: its channel is 0 everywhere'
     """
-    whole = "; ".join(map(str, substitutes))
+    told = [not_evidence(synthetic_inputs)] if synthetic_inputs else []
+    whole = "; ".join([*told, *map(str, substitutes)])
     if len(whole) <= _HEADER:
         return whole
-    names = [one.modality for one in substitutes]
-    what = "missing, their channels filled" if substitutes[0].is_fill else f"synthetic: {_caution(names)}"
-    return f"{', '.join(names)} {'are' if len(names) > 1 else 'is'} {what}"
+    if synthetic := [*synthetic_inputs, *(one.modality for one in substitutes if not one.is_fill)]:
+        return not_evidence(synthetic)  # what was filled has to be left to the record
+    filled = [one.modality for one in substitutes]
+    return f"{', '.join(filled)} {'are' if len(filled) > 1 else 'is'} missing, their channels filled"
 
 
 class Completion(ABC):
@@ -262,10 +266,6 @@ class Translated(Completion):
     def settings(self, substitutes: Sequence[Substitute]) -> list[dict[str, Any]]:
         """See `Completion`."""
         return [asdict(one) | {"settings": self.translators[one.modality, one.by].settings()} for one in substitutes]
-
-
-def _caution(modalities: Sequence[str]) -> str:
-    return f"not evidence{' of enhancement' if 't1ce' in modalities else ''}"
 
 
 def _require_units(run: Model, model: Model, target: str) -> None:

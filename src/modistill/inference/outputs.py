@@ -93,9 +93,14 @@ class CaseFolder(ABC):
         try:
             record = read_json(self._sidecar(case.id))
             same = record["made_with"] == _as_read(made_with) and record["inputs"] == _as_read(inputs)
+            same &= "synthetic_inputs" in record  # who wrote it without did not look
             return same and all(digest and _digest(self.path / name) == digest for name, digest in record["files"].items())
         except (ModistillError, KeyError, TypeError, AttributeError):  # a damaged record vouches for nothing
             return False
+
+    def synthetic_inputs(self, case: str) -> tuple[str, ...]:
+        """The modalities of synthetic images that a case which is done was made from."""
+        return tuple(read_json(self._sidecar(case))["synthetic_inputs"])
 
     def write_report(self, content: Mapping[str, Any]) -> None:
         """Write `report.json`."""
@@ -149,7 +154,7 @@ class OutputFolder(CaseFolder):
         Raises:
             FileError: a file cannot be written.
         """
-        said = header(found.substitutes)
+        said = header(found.substitutes, found.synthetic_inputs)
         write_volume(self._labels(found.case), found.labels, dtype=np.uint8, description=said)
         written = [self._labels(found.case)]
         for region, volume in found.region_probabilities().items() if self.probabilities else ():
@@ -258,6 +263,7 @@ def _record(found: Prediction) -> dict[str, Any]:
         "case": found.case,
         "run": model.name,
         "available": list(found.available),
+        "synthetic_inputs": list(found.synthetic_inputs),
         "reason": found.reason,
         "substitutes": [one.to_json() for one in found.substitutes],
         "notices": list(found.notices),

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modistill.data.case import Case
+from modistill.data.case import Case, not_evidence
 from modistill.data.cohort import CaseFiles
 from modistill.data.naming import LabelConvention, conventions
 from modistill.data.volume import Volume
@@ -51,6 +51,7 @@ class Prediction:
             "mutual_information".
         brain: (D, H, W) uint8, 1 in the brain mask, where uncertainty was asked for.
         substitutes: what stood in for modalities that the model reads and the case lacks.
+        synthetic_inputs: those of `available` whose image a network made, and no scanner.
     """
 
     case: str
@@ -64,6 +65,7 @@ class Prediction:
     uncertainty: Mapping[str, Volume] = field(default_factory=dict)
     brain: Volume | None = None
     substitutes: tuple[Substitute, ...] = ()
+    synthetic_inputs: tuple[str, ...] = ()
 
     def region_probabilities(self) -> dict[str, Volume]:
         """Region -> probability (D, H, W) that a voxel belongs to it: the sum over its classes."""
@@ -179,11 +181,12 @@ class Predictor:
         """Those of a case's modalities that may be used."""
         return tuple(name for name in available if self.only is None or name in self.only)
 
-    def why(self, chosen: Model, available: Collection[str]) -> str:
-        """In words, why a case with these modalities is given to this model."""
+    def why(self, chosen: Model, available: Collection[str], synthetic: Collection[str] = ()) -> str:
+        """In words, why a case with these modalities, some of them synthetic, is given to this model."""
         available, made = self.allowed(available), self.substitutes(chosen, available)
         used = tuple(name for name in chosen.reads if name in available)
-        parts = [f"{chosen.name} reads {', '.join((*used, *(one.words for one in made)))}"]
+        named = [f"synthetic {name}" if name in synthetic else name for name in used]
+        parts = [f"{chosen.name} reads {', '.join((*named, *(one.words for one in made)))}"]
         together = self.members(chosen, chosen.reads if made else used)
         for other in (model for model in self.models if model not in together):
             if not other.uses(available):
@@ -242,16 +245,18 @@ class Predictor:
             on_window: told how many windows are done.
 
         Raises:
-            CaseError: no model fits the case, or an image says nothing.
+            CaseError: no model fits the case, an image says nothing, or something would be made from a synthetic one.
             FileError, GeometryError: an image that is needed cannot be used.
             ModelError: the network's output is not finite, or the volume does not fit into memory.
         """
         try:
             model = self.choose(case.modalities)
-            reason = self.why(model, case.modalities)
             substitutes = self.substitutes(model, case.modalities)
             opened = self.opened(model, case.modalities)
-            return self._predict(reduced(case, opened), model, opened, substitutes, reason, on_window)
+            read = reduced(case, opened)
+            read.require_real("nothing is made from it", {name for one in substitutes for name in one.made_from})
+            reason = self.why(model, case.modalities, read.synthetic)
+            return self._predict(read, model, opened, substitutes, reason, on_window)
         except ModistillError as error:
             raise error.at(case.id) from error.__cause__
 
@@ -282,18 +287,21 @@ class Predictor:
         probabilities = restored[:classes]
         convention = self.convention(case, model)
         numbers = np.array([0, *(convention.values[name] for name in model.convention.values)], dtype=np.uint8)
-        labels = case.grid.with_voxels(numbers[probabilities.argmax(axis=0)])
-        notices = prepared.notices
+        grid = replace(case.grid, synthetic=False)  # no image is made here
+        labels = grid.with_voxels(numbers[probabilities.argmax(axis=0)])
+        synthetic = case.synthetic
+        notices = (*([not_evidence(synthetic)] if synthetic else []), *prepared.notices)
         if prepared.geometry.is_cut:
             notices += ("larger than the size the model reads: what lies outside is called background",)
         size = prepared.geometry.prepared_shape
         if any(n < least for n, least in zip(size, smallest_size(size, model.method), strict=True)):
             notices += (f"only {'x'.join(map(str, size))} voxels: padded with zeros for the network",)
-        found = Prediction(case.id, labels, convention, probabilities, model, opened, reason, notices, substitutes=substitutes)
+        found = Prediction(case.id, labels, convention, probabilities, model, opened, reason, notices)
+        found = replace(found, substitutes=substitutes, synthetic_inputs=synthetic)
         if not self.uncertainty:
             return found
         brain = preprocessing.restore(prepared.mask[None].astype(np.uint8), prepared.geometry)[0]
-        return replace(found, uncertainty=_uncertainty(found, restored[classes]), brain=case.grid.with_voxels(brain))
+        return replace(found, uncertainty=_uncertainty(found, restored[classes]), brain=grid.with_voxels(brain))
 
     def maps(
         self,

@@ -15,7 +15,7 @@ Arithmetic is always single precision: the 8 bits of bf16 would show as steps of
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from modistill.data.case import Case
+from modistill.data.case import Case, not_evidence
 from modistill.data.cohort import CaseFiles
+from modistill.data.header import SYNTHETIC
 from modistill.data.normalisation import scale_of
 from modistill.data.volume import Volume
 from modistill.errors import CaseError, ModelError, ModistillError, RecipeError
@@ -64,6 +65,7 @@ class Translation:
         available: the modality it was made from.
         used_model: that made it.
         notices: what a user should know about the case, one line each.
+        synthetic_inputs: the same modality, if its image was itself made by a network.
     """
 
     case: str
@@ -74,12 +76,18 @@ class Translation:
     available: tuple[str, ...]
     used_model: Model
     notices: tuple[str, ...] = ()
+    synthetic_inputs: tuple[str, ...] = ()
+
+    @property
+    def read(self) -> str:
+        """What it was made from, in words."""
+        return "+".join(f"synthetic {name}" if name in self.synthetic_inputs else name for name in self.available)
 
     @property
     def description(self) -> str:
         """What the header of its file says, which has room for 79 characters."""
-        made = f"{self.target} from {'+'.join(self.available)}"
-        return f"SYNTHETIC {made}, not evidence; modistill {self.used_model.name} {self.used_model.digest[:8]}"
+        made = f"{self.target} from {self.read}"
+        return f"{SYNTHETIC} {made}, not evidence; modistill {self.used_model.name} {self.used_model.digest[:8]}"
 
     def record(self) -> dict[str, Any]:
         """What a reader of the image must know, with all it takes to bring a real image to the same scale."""
@@ -88,9 +96,10 @@ class Translation:
         return {
             "case": self.case,
             "synthetic": True,
-            "warning": warning(self.target),
+            "warning": warning(self.target, *self.synthetic_inputs),
             "run": model.name,
             "available": list(self.available),
+            "synthetic_inputs": list(self.synthetic_inputs),
             "target": self.target,
             "scale": {"lowest": low, "highest": high, "unit": _unit(self.target, self.scale)},
             "preprocessing": model.targets[self.target].to_json(),
@@ -222,15 +231,17 @@ class Translator:
         if self.with_labels and prepared.labels is not None:
             images = np.concatenate([images, (prepared.labels > 0)[None].astype(np.float32)])
             chosen += ("made with the reference labels: a bound, nothing a patient has",)
-        made = np.where(prepared.mask, self._normalised(images, on_window), np.float32(0))
-        whole = preprocessing.restore(made, prepared.geometry)[0]
+        inside = np.where(prepared.mask, self._normalised(images, on_window), np.float32(0))
+        whole = preprocessing.restore(inside, prepared.geometry)[0]
         low, high = self.scale
         image = (np.float32(low) + np.float32(high - low) * whole).astype(np.float32)
-        notices = chosen + prepared.notices
+        synthetic = tuple(name for name in used if name in case.synthetic)
+        notices = (*([not_evidence(synthetic)] if synthetic else []), *chosen, *prepared.notices)
         if prepared.geometry.is_cut:
             notices += (f"larger than the size the model reads: what lies outside is {low:g}",)
         box = prepared.geometry.box
-        return Translation(case.id, case.grid.with_voxels(image), self.target, self.scale, box, used, self.model, notices)
+        made = replace(case.grid, voxels=image, synthetic=True)
+        return Translation(case.id, made, self.target, self.scale, box, used, self.model, notices, synthetic)
 
     def _normalised(self, images: NDArray[np.float32], on_window: OnWindow | None) -> NDArray[np.float32]:
         """(1, d, h, w) of the target in [0, 1] from the prepared source (1, d, h, w), or from it and the tumour."""
