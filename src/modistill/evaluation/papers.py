@@ -14,7 +14,7 @@ from modistill.evaluation.scores import Scores
 from modistill.evaluation.statistics import Summary
 from modistill.evaluation.tables import TextTable, number, p_value
 
-__all__ = ["Published", "case_means", "cost_table", "paper_table", "published_in"]
+__all__ = ["Published", "case_means", "cost_table", "paper_table", "published_in", "set_apart"]
 
 _TESTS = {"t": "paired t-test", "wilcoxon": "Wilcoxon's signed-rank test"}
 Published = Mapping[str, Mapping[str, tuple[float, float | None]]]  # arm -> what a paper says of it
@@ -39,7 +39,7 @@ def paper_table(
         tables: scores of all runs, named `arm/seed`.
         metric: which number.
         beside: a metric whose mean is shown in a column of its own beside each region.
-        apart: arms that saw privileged data: shown, and not compared.
+        apart: arms that are bounds and no rivals, or these arms -> why: shown below the others, and not compared.
         published: arm -> mean and SD of a paper, or None for an SD it does not give: for a region, of Dice in per cent; for
             "metric/region", of this metric.
         test: of the best arm against the others.
@@ -53,6 +53,7 @@ def paper_table(
     """
     arms = list(dict.fromkeys(arm_of(run) for table in tables for run in table.runs))
     rivals = [arm for arm in arms if arm not in apart]
+    bounds = [arm for arm in arms if arm in apart]
     regions = tables[0].regions
     everything = compare(tables, rivals[0], metrics=(metric, *([beside] if beside else [])), resamples=100)
     summaries = {(line.arm, line.region): line.summary for line in everything.lines if line.metric == metric}
@@ -72,7 +73,7 @@ def paper_table(
             )
     theirs = {(arm, region): _theirs((published or {}).get(arm, {}), metric, region) for arm in arms for region in regions}
     rows = []
-    for arm in arms:
+    for arm in (*rivals, *bounds):
         ours = [_cell(summaries[arm, region], metric) + ("*" if best[region] == arm else "") for region in regions]
         paper = [theirs[arm, region] or "-" for region in regions] if any(theirs.values()) else []
         second = [number(others[arm, region].mean, beside) for region in regions] if beside else []
@@ -85,13 +86,27 @@ def paper_table(
     )
     notes = [
         f"{METRICS[metric].title}, mean ± SD over {len(everything.cases)} cases, each averaged over the seeds of an arm first; "
-        "* best in its column" + (f"; {', '.join(apart)} saw privileged sequences" if apart else ""),
+        "* best in its column",
+        *([set_apart(bounds, apart)] if bounds else []),
         *(largest[region] for region in regions),
         f"p: {_TESTS[test]} of the best arm against the others, after Holm's correction over all regions it is compared in",
     ]
     if any(theirs.values()):
         notes.append("published: the paper's own numbers, on its data; not comparable with ours")
-    return TextTable(title or METRICS[metric].title, header, tuple(rows)), notes
+    ends = (len(rivals) - 1,) if bounds else ()
+    return TextTable(title or METRICS[metric].title, header, tuple(rows), ends), notes
+
+
+def set_apart(arms: Sequence[str], apart: Collection[str]) -> str:
+    """What a note says of arms that are shown and not compared.
+
+    Example:
+        >>> set_apart(["teacher", "bound"], {"teacher": "sees privileged data", "bound": ""})
+        'set apart, neither ranked nor compared: teacher (sees privileged data), bound'
+    """
+    why = apart if isinstance(apart, Mapping) else {}
+    said = (f"{arm} ({why[arm]})" if why.get(arm) else arm for arm in arms)
+    return f"set apart, neither ranked nor compared: {', '.join(said)}"
 
 
 def published_in(

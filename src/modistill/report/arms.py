@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modistill.evaluation.papers import Published, case_means, published_in
+from modistill.evaluation.papers import Published, case_means, published_in, set_apart
 from modistill.evaluation.protocol import METRICS
 from modistill.evaluation.statistics import compare_paired
 from modistill.report.figures import INK, PALE, REGION_COLOURS, save_figure
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_arms"]
 
 _COLOUR = "#56B4E9"  # of regions that have none of their own
-_GAP = 0.6  # rows between the arms that are compared and the privileged ones
+_GAP = 0.6  # rows between the arms that are compared and the bounds
 _SPREAD = 0.6  # of the cases of an arm, of the height of its row
 _POINT: dict[str, Any] = {"marker": "o", "ms": 3, "mec": "none", "alpha": 0.55, "ls": "none"}
 _MEAN: dict[str, Any] = {"marker": "o", "ms": 5, "color": INK, "mec": "white", "mew": 0.6, "lw": 1.8}
@@ -46,7 +46,7 @@ def plot_arms(
         tables: scores of all runs, named `arm/seed`.
         out: the PNG file.
         metric: which number.
-        apart: arms that saw privileged data; they stand below the others.
+        apart: arms that are bounds and no rivals, or these arms -> why; they stand below the others.
         published: arm -> mean and SD of a paper, as in `paper_table`.
     """
     from matplotlib.figure import Figure
@@ -78,7 +78,7 @@ def plot_arms(
 
 
 def _rows(rivals: Sequence[str], apart: Sequence[str]) -> dict[str, float]:
-    """Arm -> its height from above; privileged arms below a gap."""
+    """Arm -> its height from above; bounds below a gap."""
     heights = {arm: float(row) for row, arm in enumerate(rivals)}
     return heights | {arm: len(rivals) + _GAP + row for row, arm in enumerate(apart)}
 
