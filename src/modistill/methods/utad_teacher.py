@@ -39,7 +39,8 @@ the whole slice to both branches unless it is given a mask.
 Differs from the paper
     Its text could be read in parts only; all numbers are those of the authors' code (https://github.com/scut-HC/UTAD-Net).
 Differs from the authors' code
-    1. In a critic's turn translations are made without a graph, and the frozen teacher has none: equal numbers for less.
+    1. Critics and generator take their turns on one translation, and theirs is made anew for each; where the critics alone
+       play, and for the frozen teacher, there is no graph. The numbers are the same, for less.
     2. Rounds are counted through; theirs begin anew in every epoch.
     3. k is of a permutation of the batch, so the wanted modality is often the slice's own (a quarter of them in a batch with
        two of each of four); their student's comes from the loader.
@@ -173,16 +174,16 @@ class UTADTeacher(TranslationMethod):
         k, t = m[torch.randperm(len(m)).to(m.device)], cut(tumour, x)
         counts = tumour.flatten(1).any(1).float() if self.fixed else None
 
-        with torch.no_grad():
-            made = self._made(x, tumour, k)
-        yield "critics.whole", self._judged("whole", x, made.whole, m)
-        if "tumour" in self.critics:
-            yield "critics.tumour", self._judged("tumour", t, self._tumour(made, tumour), m, counts)
         self.rounds += 1
-        if self.rounds % self.critic_rounds:
+        generates = int(self.rounds) % self.critic_rounds == 0
+        with torch.set_grad_enabled(generates):
+            made = self._made(x, tumour, k)
+        yield "critics.whole", self._judged("whole", x, made.whole.detach(), m)
+        if "tumour" in self.critics:
+            yield "critics.tumour", self._judged("tumour", t, self._tumour(made, tumour).detach(), m, counts)
+        if not generates:
             return
 
-        made = self._made(x, tumour, k)
         back = self._made(made.whole, tumour, m)
         realism, names = self.critics["whole"](made.whole)
         terms = {

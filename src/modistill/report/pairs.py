@@ -88,8 +88,9 @@ def _real(files: CaseFiles, target: str, translated: Path, pairs: list[tuple[str
     """What was acquired, on the scale of what imitates it."""
     source = next(source for source, made in pairs if made == target)
     record = read_json(_place(files.id, source, target, translated).with_suffix("").with_suffix(".json"))
-    image = files.read((target,), with_labels=False).images[target]
-    on_scale = real_on_scale(image, target, Preprocessing.from_json(record["preprocessing"]), case=files.id)
+    case = files.read((target,), with_labels=False)
+    case.require_real("it was not acquired")
+    on_scale = real_on_scale(case.images[target], target, Preprocessing.from_json(record["preprocessing"]), case=files.id)
     return np.asarray(on_scale.voxels, dtype=np.float32)
 
 
