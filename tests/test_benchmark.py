@@ -27,6 +27,7 @@ from modistill.evaluation.protocol import Protocol
 from modistill.evaluation.scores import Score, Scores, read_scores, write_scores
 from modistill.evaluation.synthesis import Scale, SynthesisProtocol
 from modistill.phantom.cohort import write_cohort
+from modistill.recipe import MethodChoice, load_recipe, save_recipe
 from modistill.tasks import Task, run_tasks
 
 ARMS = {"student": {"recipe": "demo/student"}, "control": {"recipe": "demo/control"}}
@@ -55,10 +56,14 @@ def plan(**content: Any) -> dict[str, Task]:
         ({"arms": {**ARMS, "a/b": ARMS["control"]}}, "an arm's name is letters, digits, _ and -; not 'a/b'"),
         ({"seeds": []}, "seeds: Tuple should have at least 1 item"),
         ({"arms": {**ARMS, "x": {"recipe": "demo/student", "mc_dropout": -1}}}, "arms.x.mc_dropout: .* found -1"),
-        ({"arms": {**ARMS, "x": {}}}, "arms.x.recipe: Field required"),
+        ({"arms": {**ARMS, "x": {}}}, "arms: x has no recipe; give one, or another arm that it is like"),
+        ({"arms": {**ARMS, "x": {"like": "y"}}}, "arms: x is like y, which is no other arm; there are student, control, x"),
+        ({"arms": {**ARMS, "x": {"like": "y"}, "y": {"like": "x"}}}, "arms: y is like x, which is no other arm"),
+        ({"arms": {**ARMS, "x": {"like": "control", "apart": [1]}}}, "arms.x.apart.bool: Input should be a valid boolean"),
+        ({"arms": {**ARMS, "student": {"recipe": "demo/student", "apart": True}}}, "control is student, which stands apart"),
         ({"uncertainty": "data"}, "uncertainty: Input should be 'theoretical', 'case' or 'cohort'"),
         ({"arms": {**ARMS, "x": {"recipe": "demo/student", "control": "had"}}}, "arms.x.control is had, no such arm among"),
-        ({"arms": {**ARMS, "student": {"recipe": "demo/teacher", "privileged": True}}}, "control is student, which sees priv"),
+        ({"arms": {**ARMS, "student": {"recipe": "demo/teacher", "privileged": True}}}, "control is student, which stands"),
         ({"arms": {**ARMS, "x": {"recipe": "demo/student", "published": {"WT": [1, 2, 3]}}}}, "arms.x.published.WT: Tuple"),
         ({"labels": "brats"}, "no label convention named brats; known: .*brats2021"),
     ],
@@ -90,6 +95,65 @@ def test_an_arm_may_name_its_own_control() -> None:
     chosen = Benchmark.model_validate({"arms": arms, "control": "student"})
     assert chosen.comparisons() == {"a": ["b"], "student": ["c"]}
     assert chosen.arms["b"].published == {"WT": (87.9, None), "kl/body": (0.34, None)}
+
+
+def test_an_arm_takes_over_what_another_is(tmp_path: Path) -> None:
+    arms = {
+        "first": {"recipe": "demo/student", "set": ["training.epochs=2"], "privileged": True},
+        "later": {"like": "second", "set": ["method.width=4"], "control": "third"},
+        "second": {"like": "first", "set": ["training.epochs=3"]},
+        "third": {"like": "first", "recipe": "demo/control"},
+        "again": {"trained_as": "second"},
+    }
+    chosen = load_benchmark(write(tmp_path / "b.yaml", arms=arms, control="second"), ["training.epochs=9"]).arms
+    one, two, four, nine = "training.epochs=2", "training.epochs=3", "method.width=4", "training.epochs=9"
+    assert {name: (arm.recipe, arm.set) for name, arm in chosen.items()} == {
+        "first": ("demo/student", (one, nine)),
+        "later": ("demo/student", (one, two, four, nine)),  # what comes last counts
+        "second": ("demo/student", (one, two, nine)),
+        "third": ("demo/control", (one, nine)),
+        "again": ("demo/student", (one, two, nine)),
+    }
+    assert not any(chosen[name].privileged for name in ("later", "second", "third", "again"))
+
+
+def test_what_stands_apart_is_compared_with_none() -> None:
+    arms = {
+        **ARMS,
+        "teacher": {"recipe": "demo/teacher", "privileged": True},
+        "with_labels": {"like": "student", "privileged": True, "apart": "sees reference labels"},
+        "pairs": {"like": "student", "apart": "learns from pairs"},
+        "bound": {"like": "student", "apart": True},
+    }
+    chosen = Benchmark.model_validate({"arms": arms, "control": "student"})
+    assert chosen.comparisons() == {"student": ["control"]}
+    assert chosen.apart == {
+        "teacher": "sees privileged data",
+        "with_labels": "sees reference labels",
+        "pairs": "learns from pairs",
+        "bound": "",
+    }
+
+
+@pytest.mark.parametrize("name", ["utad", "utad_small"])
+def test_bounds_of_the_translations_are_no_rivals(name: str) -> None:
+    chosen = load_benchmark(f"benchmarks/{name}")
+    bounds = {"teacher_with_masks", "teacher_without", "fixed_teacher_with_masks", "pix2pix", "segmentor"}
+    assert set(chosen.apart) == bounds
+    assert chosen.comparisons() == {"a_without_distillation": ["a", "b", "c", "d", "star_gan"], "a": ["fixed_a"]}
+
+
+@pytest.mark.parametrize("name", ["utad", "utad_small"])
+def test_translations_have_equal_budgets(name: str) -> None:
+    """Teacher and student learn as long together as those who learn alone."""
+    chosen = load_benchmark(f"benchmarks/{name}")
+    recipes = {arm: load_recipe(its.recipe, [*chosen.set, *its.set]) for arm, its in chosen.arms.items()}
+    epochs = {arm: recipe.training["epochs"] for arm, recipe in recipes.items()}
+    alone = {"star_gan", "pix2pix"}
+    for arm in set(epochs) - alone - {"segmentor"}:
+        assert {2 * epochs[arm]} == {epochs[other] for other in alone}, arm
+    slices = {recipe.sampling.patch_size for arm, recipe in recipes.items() if arm != "segmentor"}
+    assert len(slices) == 1
 
 
 @pytest.mark.parametrize("name", ["cmedl_table1", "cmedl_table1_small"])
@@ -148,20 +212,21 @@ def test_pairs_privilege_and_what_is_completed_by_hand() -> None:
     assert found["complete zero/4"].needs == ("train segmentor/4",)
 
 
-def made_up(arm: str, seed: int, subsets: Sequence[str], metrics: Sequence[str], rules: Any, shift: float) -> Scores:
+def made_up(
+    arm: str, seed: int, subsets: Sequence[str], metrics: Sequence[str], rules: Any, shift: float, *more: str
+) -> Scores:
     rows = [
         Score(f"{arm}/{seed}", case, subset, "WT", metric, number + 10 * place + shift)
-        for number, case in enumerate(("p1", "p2", "p3"))
+        for number, case in enumerate(("p1", "p2", "p3", *more))
         for place, subset in enumerate(subsets)
         for metric in metrics
     ]
     return Scores(tuple(rows), rules)
 
 
-def test_tables_of_pairs_and_of_what_is_completed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    chosen = load_benchmark("benchmarks/utad_small", seeds=[0])
+@pytest.fixture
+def translated(tmp_path: Path) -> Path:
+    """Made-up scores of three arms that translate, and of what is segmented with what one of them made."""
     scales = tuple(Scale(name, "percentiles") for name in ("t1", "t1ce"))
     every, metrics = ("t1-to-t1ce", "t1ce-to-t1"), ("psnr", "ssim", "nmae")
     for shift, arm in enumerate(("a", "a_without_distillation", "pix2pix")):
@@ -171,31 +236,108 @@ def test_tables_of_pairs_and_of_what_is_completed(
     for shift, name in enumerate(("a", "zero", "mean")):
         table = made_up(name, 0, ("t1", "t1ce"), ("dice",), Protocol(), shift / 10)
         write_scores(tmp_path / "scores" / f"{name}+completed_0.csv", table)
-    write_scores(tmp_path / "scores" / "segmentor_0.csv", made_up("segmentor", 0, ("t1+t1ce",), ("dice",), Protocol(), 0.5))
-    _report(chosen, tmp_path, "small")
-    lines = (tmp_path / "small.md").read_text().splitlines()
+    for there, made in (("t1", "t1ce"), ("t1ce", "t1")):
+        substitute = {"modality": made, "by": "a", "made_from": [there], "digest": "0"}
+        place = tmp_path / "completed" / "0" / "a" / there / "report.json"
+        place.parent.mkdir(parents=True)
+        place.write_text(json.dumps({"rows": [{"substitutes": []}, {"substitutes": [substitute]}]}))
+    return tmp_path
 
-    def cell(title: str, arm: str) -> str:
-        begin = next(number for number, line in enumerate(lines) if re.search(rf"{title}\b", line))
-        row = next(line for line in lines[begin:] if line.startswith(f"| {arm} |"))
-        return row.split("|")[2].strip()
 
-    assert cell("PSNR, mean of 2 pairs", "a_without_distillation").startswith("7.00")  # 1 + mean(0, 1, 2) + mean(0, 10)
-    assert cell("PSNR, t1-to-t1ce", "pix2pix").startswith("3.00")  # 2 + mean(0, 1, 2)
-    assert cell("PSNR, t1-to-t1ce", "a").startswith("1.00")
-    assert cell("Dice, segmented without t1ce", "mean").startswith("1.200")
-    assert cell("Dice, segmented without t1", "mean").startswith("11.200")
-    assert any("segmentor with nothing missing: WT 1.500" in line for line in lines)
-    assert (tmp_path / "small_psnr_t1-to-t1ce.png").exists()
+def cells(text: str, title: str, arm: str) -> str:
+    """What the first column of numbers says of an arm, in the table of this title."""
+    lines = text.splitlines()
+    begin = next(number for number, line in enumerate(lines) if re.search(rf"{title}$", line))
+    row = next(line for line in lines[begin:] if line.startswith(f"| {arm} |"))
+    return row.split("|")[2].strip()
+
+
+def notes(text: str, title: str) -> list[str]:
+    """What stands below the table of this title."""
+    _, _, below = text.partition(f"{title}\n")
+    return [line.removeprefix("- ") for line in below.partition("\n#")[0].splitlines() if line.startswith("- ")]
+
+
+def test_tables_of_pairs(translated: Path) -> None:
+    _report(load_benchmark("benchmarks/utad_small", seeds=[0]), translated, "small")
+    text = (translated / "small.md").read_text()
+    mean, pair = "PSNR, mean of 2 pairs", "PSNR, t1-to-t1ce"
+    assert cells(text, mean, "a_without_distillation").startswith("7.00")  # 1 + mean(0, 1, 2) + mean(0, 10)
+    assert cells(text, pair, "a").startswith("1.00")
+    assert cells(text, pair, "a_without_distillation") == "2.00 ± 1.00*"
+    assert cells(text, pair, "pix2pix") == "3.00 ± 1.00"  # the largest of all, and no rival
+    assert any("a case counts the mean of its pairs" in note for note in notes(text, mean))
+    assert notes(text, pair)[1] == "set apart, neither ranked nor compared: pix2pix (learns from pairs)"
+    assert "WT: a_without_distillation is best; p < 0.05 against 0 of 1 others" in "\n".join(notes(text, pair))
+    assert "## Comparison with a_without_distillation, mean of 2 pairs" in text
+    assert (translated / "small_psnr_t1-to-t1ce.png").exists()
+
+
+def test_tables_of_what_is_completed(translated: Path) -> None:
+    """Beside the same patients with nothing missing, and with what each missing sequence was made from."""
+    table = made_up("segmentor", 0, ("t1+t1ce",), ("dice",), Protocol(), 0.5, "p4")  # who has one sequence only, say
+    write_scores(translated / "scores" / "segmentor_0.csv", table)
+    _report(load_benchmark("benchmarks/utad_small", seeds=[0]), translated, "small")
+    text = (translated / "small.md").read_text()
+    together, alone = "Dice, segmented without one sequence", "Dice, segmented without t1ce"
+    assert cells(text, alone, "mean").startswith("1.200")
+    assert cells(text, "Dice, segmented without t1", "mean").startswith("11.200")
+    assert cells(text, together, "mean").startswith("6.200")
+    for title in (together, alone):
+        assert cells(text, title, "segmentor") == "1.500 ± 1.000"  # without p4
+        assert "set apart, neither ranked nor compared: segmentor (nothing is missing)" in notes(text, title)
+    assert "made by translation: t1 from t1ce, t1ce from t1" in notes(text, together)
+    assert "made by translation: t1ce from t1" in notes(text, alone)
+    assert "## Comparison with zero, segmented without one sequence" in text
+
+
+def test_arms_that_make_a_sequence_from_different_ones_are_told_apart(translated: Path) -> None:
+    write_scores(translated / "scores" / "b+completed_0.csv", made_up("b", 0, ("t1", "t1ce"), ("dice",), Protocol(), 0.3))
+    report = translated / "completed" / "0" / "b" / "t1" / "report.json"
+    report.parent.mkdir(parents=True)
+    made = [{"substitutes": [{"modality": "t1ce", "made_from": [source]}]} for source in ("t2", "t1", "t2")]
+    report.write_text(json.dumps({"rows": made}))
+    _report(load_benchmark("benchmarks/utad_small", seeds=[0]), translated, "small")
+    found = notes((translated / "small.md").read_text(), "Dice, segmented without t1ce")
+    assert found[-2:] == ["made by translation: t1ce from t1 (a)", "made by translation: t1ce from t2 or t1 (b)"]
+
+
+def test_every_arm_of_the_translations_has_a_size(tmp_path: Path) -> None:
+    """Counted without computing; an arm that takes another's runs has no cost of its own."""
+    chosen = load_benchmark("benchmarks/utad_small", seeds=[0])
+    for name, arm in chosen.arms.items():
+        recipe = load_recipe(arm.recipe, [*chosen.set, *arm.set])
+        known = {"segmentor": {"classes": 4}, "pix2pix": {}}.get(name, {"side": 48})  # what training fills in
+        method = MethodChoice(name=recipe.method.name, **known, **recipe.method.arguments)
+        save_recipe(recipe.model_copy(update={"method": method}), tmp_path / "runs" / "0" / name / "recipe.yaml")
+        if not arm.trained_as:
+            (tmp_path / "costs").mkdir(exist_ok=True)
+            (tmp_path / "costs" / f"{name}_0.json").write_text('{"seconds": 1, "peak_bytes": 2}')
+    found = benchmark.costs(chosen, tmp_path)
+    assert set(found) == set(chosen.arms) - {"teacher_without"}
+    assert all(one["flops"] > 0 and one["trained_parameters"] >= one["parameters"] > 0 for (one,) in found.values())
+    assert found["b"][0]["parameters"] < found["a"][0]["parameters"] == found["a_without_distillation"][0]["parameters"]
+    assert found["b"][0]["flops"] == found["star_gan"][0]["flops"]
+    thin = load_recipe(tmp_path / "runs" / "0" / "b" / "recipe.yaml", ["data.size=[48, 48, 10]"])
+    save_recipe(thin, tmp_path / "thin" / "recipe.yaml")
+    assert found["b"][0]["flops"] == 4 * benchmark.sizes(tmp_path / "thin")["flops"]  # of 40 slices, and of 10
 
 
 @pytest.mark.parametrize(
     "content",
-    [{"trained_as": "nobody"}, {"trained_as": "student", "set": ["training.epochs=2"]}, {"trained_as": "second"}],
+    [
+        {"trained_as": "student", "set": ["training.epochs=2"]},
+        {"trained_as": "student", "recipe": "demo/control"},
+        {"trained_as": "third"},
+        {"trained_as": "nobody"},
+        {"trained_as": "second"},
+        {"trained_as": "student", "like": "third"},
+    ],
 )
 def test_an_arm_is_trained_as_another_of_the_same_recipe(tmp_path: Path, content: dict[str, Any]) -> None:
-    arms = {"student": {"recipe": "demo/student"}, "second": {"recipe": "demo/student", **content}}
-    with pytest.raises(RecipeError, match="which must be an arm of the same recipe"):
+    arms = {"student": {"recipe": "demo/student"}, "second": content, "third": {"trained_as": "student"}}
+    words = "must have a training of its own, and the same|which is no other arm|leave out like: third"
+    with pytest.raises(RecipeError, match=words):
         load_benchmark(write(tmp_path / "wrong.yaml", arms=arms, control="student"))
 
 
@@ -472,7 +614,7 @@ def test_from_patients_to_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
     text = (out / "small.md").read_text()
     for words in (
-        "# A small table",
+        "# small\n\nA small table\n",
         "### Table 1: Dice",
         "WT published",
         "0.879 ± 0.124",

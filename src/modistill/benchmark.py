@@ -125,7 +125,7 @@ class Benchmark(_Section):
         def whole(name: str, *takers: str) -> Arm:
             arm = arms[name]
             if arm.trained_as and arm.like:
-                raise ValueError(f"{name} is trained as {arm.trained_as}, and like it; leave out like: {arm.like}")
+                raise ValueError(f"{name} is trained as {arm.trained_as}; leave out like: {arm.like}")
             if (other := arm.trained_as or arm.like) is None:
                 if not arm.recipe:
                     raise ValueError(f"{name} has no recipe; give one, or another arm that it is like")
@@ -325,7 +325,7 @@ def costs(benchmark: Benchmark, output: Path) -> dict[str, list[dict[str, float]
 def sizes(run: Path) -> dict[str, float]:
     """Parameters and FLOPs of the method of a run, without computing anything.
 
-    FLOPs are of a case of the recipe's size, or of its patch where it has none; of one slice where the networks read slices.
+    FLOPs are of a case of the recipe's size, all its slices where the networks read slices; of a patch where it has none.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -344,11 +344,14 @@ def sizes(run: Path) -> dict[str, float]:
         else:
             method.segment(images)
     deployed, inference = method.get_submodule(method.deployed), recipe.inference
-    windows = count_windows(whole, inference.window, inference.overlap) if method.dims == 3 else 1
+    if method.dims == 3:
+        passes = count_windows(whole, inference.window, inference.overlap)
+    else:
+        passes = recipe.data.size[2] if recipe.data.size else 1
     return {
         "parameters": sum(p.numel() for p in deployed.parameters()),
         "trained_parameters": sum(p.numel() for p in whole_method.parameters() if p.requires_grad),
-        "flops": counter.get_total_flops() * windows * 2 ** len(inference.mirror),
+        "flops": counter.get_total_flops() * passes * 2 ** len(inference.mirror),
     }
 
 

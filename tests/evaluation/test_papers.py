@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,11 +77,24 @@ def test_seeds_are_one_arm() -> None:
 
 def test_privileged_arms_are_shown_and_not_compared() -> None:
     perfect = {"WT": BASE * 0 + 0.99, "ET": BASE * 0 + 0.98 + NOISE}
-    with_teacher, notes = paper_table([*tables(teacher=perfect)], apart=["teacher"])
+    first = [scores("teacher", perfect), *tables()]
+    with_teacher, notes = paper_table(first, apart={"teacher": "sees privileged data", "absent": "nothing"})
     assert with_teacher.rows[:3] == paper_table(tables())[0].rows
     assert with_teacher.rows[3] == ("teacher", "0.990 ± 0.000", f"0.982 ± {NOISE.std(ddof=1):.3f}")
-    assert notes[0].endswith("; teacher saw privileged sequences")
-    assert notes[1:] == paper_table(tables())[1][1:]
+    assert with_teacher.sections == (2,)  # below a rule, wherever its scores came
+    assert notes[1] == "set apart, neither ranked nor compared: teacher (sees privileged data)"
+    assert [notes[0], *notes[2:]] == paper_table(tables())[1]
+    assert paper_table(first, apart=["teacher"])[1][1] == "set apart, neither ranked nor compared: teacher"
+
+
+def test_what_is_undefined_or_failed_is_counted() -> None:
+    empty, failed = BASE.copy(), {"p2", "p5"}
+    empty[[1, 3]] = np.nan
+    made = [scores(name, {"WT": values, "ET": empty}) for name, values in (("a", BASE), ("b", WINS), ("c", EVEN))]
+    worst = tuple(replace(row, value=0.0, status="failed") if row.case in failed else row for row in made[2].rows)
+    _, notes = paper_table([*made[:2], replace(made[2], rows=worst)])
+    assert notes[1:3] == ["undefined and left out: ET 2 cases", "without usable result, counted at the worst: c 2 cases"]
+    assert not any("left out" in note or "worst" in note for note in paper_table(tables())[1])
 
 
 def test_published_numbers_stand_beside_ours() -> None:
@@ -134,7 +148,8 @@ def test_an_arm_without_numbers_is_never_best() -> None:
     nothing = {"WT": BASE * np.nan, "ET": BASE * np.nan}
     table, notes = paper_table(tables(empty=nothing))
     assert table.rows[3] == ("empty", "- ± -", "- ± -")
-    assert notes[1].startswith("WT: had_net is best; p < 0.05 against 2 of 3 others")
+    assert notes[1] == "undefined and left out: WT up to 8 cases, ET up to 8 cases"
+    assert notes[2].startswith("WT: had_net is best; p < 0.05 against 2 of 3 others")
 
 
 def test_equal_arms_have_no_p() -> None:

@@ -50,7 +50,7 @@ def test_cases_means_intervals_and_published_means_are_those_of_the_table(drawn:
     teacher = scores("teacher/0", {"WT": BETTER + 0.1, "ET": BETTER})
     plain = scores("control/0", {"WT": CONTROL, "ET": BETTER})
     published = {"cmedl": {"WT": (75, 17)}, "teacher": {"dice/ET": (0.9, None)}}
-    plot_arms([teacher, plain, *seeds], tmp_path / "x.png", apart=["teacher"], published=published)
+    plot_arms([teacher, plain, *seeds], tmp_path / "x.png", apart={"teacher": "sees T1ce"}, published=published, title="all")
     (figure,) = drawn
     whole, enhancing = figure.axes
     assert [panel.get_title(loc="left") for panel in (whole, enhancing)] == ["WT", "ET"]
@@ -65,8 +65,10 @@ def test_cases_means_intervals_and_published_means_are_those_of_the_table(drawn:
     found = bootstrap((CONTROL,), np.mean, n_resamples=9999, method="BCa", rng=np.random.default_rng(0)).confidence_interval
     assert lines(whole, "None", 6)[0.0] == pytest.approx([found.low, found.high])
     assert figure.get_supxlabel() == (
-        "higher is better; 6 cases, each averaged over the seeds of an arm first; teacher saw privileged sequences"
+        "higher is better; 6 cases, each averaged over the seeds of an arm first\n"
+        "set apart, neither ranked nor compared: teacher (sees T1ce)"
     )
+    assert figure.legends[0].get_title().get_text() == "all"
     assert [text.get_text() for text in figure.legends[0].texts][2:] == ["published mean, of other patients"]
 
 
@@ -78,9 +80,28 @@ def test_what_cannot_be_drawn_is_left_out_and_said(drawn: list[Any], tmp_path: P
     (panel,) = drawn[0].axes
     assert list(lines(panel, "o", 3).values()) == [[3.0, 5.0], [2.0] * 4]
     assert lines(panel, "o", 5) == {1.0: [2.0]}  # the mean of the other is infinite
-    assert drawn[0].get_supxlabel().endswith("1 infinite values are not shown")
+    assert drawn[0].get_supxlabel().replace("\n", " ").endswith("1 infinite values are not shown")
     assert len(drawn[0].legends[0].texts) == 2
     assert panel.get_xlim()[0] < 0
+
+
+@pytest.mark.parametrize("metric", ["dice", "nmae", "psnr"])
+def test_every_case_of_every_panel_lies_within_its_axis(drawn: list[Any], tmp_path: Path, metric: str) -> None:
+    """The first panel has the smallest values, and panels of one unit share an axis."""
+    regions = {"body": CONTROL / 4, "WT": CONTROL / 2, "ET": BETTER}
+    plot_arms([scores("a", regions, metric), scores("b", regions, metric)], tmp_path, metric)
+    for panel in drawn[0].axes:
+        low, high = panel.get_xlim()
+        for cases in lines(panel, "o", 3).values():
+            assert low < min(cases) <= max(cases) < high
+    assert (drawn[0].axes[0].get_xlim()[0] <= 0) == (metric != "psnr")
+
+
+def test_an_axis_far_from_0_does_not_begin_there(drawn: list[Any], tmp_path: Path) -> None:
+    for values in (BETTER, CONTROL / 4):
+        plot_arms([scores("a", {"WT": values}), scores("b", {"WT": BETTER})], tmp_path)
+    far, near = (figure.axes[0].get_xlim()[0] for figure in drawn)
+    assert near < 0 < 0.45 < far < BETTER.min()
 
 
 # --------------------------------------------------------------------------- beside the tables of a benchmark

@@ -71,61 +71,90 @@ class _View:
         tables: arm -> scores of its seeds, one set of modalities each.
         metrics: a table and a picture for each.
         comparisons: control -> arms that are compared with it.
-        note: what else a reader should know.
+        apart: arms that are shown and not compared -> why.
+        notes: what else a reader should know.
     """
 
     name: str
     tables: Mapping[str, Sequence[Scores]]
     metrics: Sequence[str]
     comparisons: Mapping[str, Sequence[str]]
-    note: str = ""
+    apart: Mapping[str, str]
+    notes: Sequence[str] = ()
 
 
 def _views(benchmark: Benchmark, output: Path) -> Iterator[_View]:
-    """Of a benchmark of pairs: their mean, single pairs that some arm alone has, and what is segmented with what was made."""
-    from modistill.benchmark import COMPLETED
-    from modistill.evaluation.synthesis import PAIR
-    from modistill.inference.completion import FILLS
-
+    """All there is; of pairs the mean, those that not all arms have, and what is segmented with what was made."""
     done = {arm: _scored(benchmark, arm, output) for arm in benchmark.arms}
     if not benchmark.pairs:
-        yield _View("", done, benchmark.metrics, benchmark.comparisons())
+        yield _View("", done, benchmark.metrics, benchmark.comparisons(), benchmark.apart)
         return
+    yield from _pairs(benchmark, done)
+    if benchmark.completes is not None:
+        yield from _completed(benchmark, output, done[benchmark.completes])
+
+
+def _pairs(benchmark: Benchmark, done: Mapping[str, Sequence[Scores]]) -> Iterator[_View]:
+    """The mean of all pairs, and each that some arm alone has."""
+    from modistill.evaluation.synthesis import PAIR
+
     pairs = {arm: {pair for table in tables for pair in table.subsets if PAIR in pair} for arm, tables in done.items()}
     most = max(map(len, pairs.values()))
     means = {arm: [table.averaged() for table in done[arm]] for arm, of_arm in pairs.items() if len(of_arm) == most > 0}
-    yield _View(f"mean of {most} pairs", means, benchmark.metrics, benchmark.comparisons())
+    note = "a case counts the mean of its pairs (the last lines of evaluate-translations are means over cases, then over pairs)"
+    yield _View(f"mean of {most} pairs", means, benchmark.metrics, benchmark.comparisons(), benchmark.apart, [note])
     for pair in sorted({pair for of_arm in pairs.values() if len(of_arm) < most for pair in of_arm}):
         alone = {arm: [table.select(available=pair) for table in done[arm]] for arm, of_arm in pairs.items() if pair in of_arm}
-        yield _View(pair, alone, benchmark.metrics, {})
-    completed = {name: _scored(benchmark, name + COMPLETED, output) for name in (*benchmark.arms, *FILLS)}
-    completed = {name: tables for name, tables in completed.items() if tables}
-    if benchmark.completes is None or not completed:
+        yield _View(pair, alone, benchmark.metrics, {}, benchmark.apart)
+
+
+def _completed(benchmark: Benchmark, output: Path, real: Sequence[Scores]) -> Iterator[_View]:
+    """What is segmented without each of the sequences, beside what the same patients' real images give."""
+    from modistill.benchmark import COMPLETED
+    from modistill.inference.completion import FILLS
+
+    scored = {name: _scored(benchmark, name + COMPLETED, output) for name in (*benchmark.arms, *FILLS)}
+    made = {name: tables for name, tables in scored.items() if tables}
+    if not made:
         return
-    real = _dice(done[benchmark.completes])
-    subsets = next(iter(completed.values()))[0].subsets
-    everything = {name for subset in subsets for name in subset.split("+")}
-    against = {FILLS[0]: [name for name in completed if name != FILLS[0]]}
-    together = {name: [table.averaged() for table in tables] for name, tables in completed.items()}
-    note = f"{benchmark.completes} with nothing missing: {real}" if real else ""
-    yield _View("segmented without one sequence", together, ("dice",), against, note)
-    for subset in subsets:
+    first = next(iter(made.values()))[0]
+    whole = [table.select(cases=first.cases) for table in real]
+    bound = {str(benchmark.completes): whole} if whole and all(table.cases == first.cases for table in whole) else {}
+    apart = {**benchmark.apart, **dict.fromkeys(bound, "nothing is missing")}
+    sources = {name: _sources(output / "completed", name) for name in made if name not in FILLS}
+    fills = f"{' and '.join(FILLS)} translate nothing: the channel of what is missing holds 0, or the mean of the others"
+    means = {name: [table.averaged() for table in tables] for name, tables in made.items()} | bound
+    against = {FILLS[0]: [name for name in made if name != FILLS[0] and name not in apart]}
+    together = "a case counts the mean of what is segmented without each sequence"
+    notes = [together, *_said(sources), fills]
+    yield _View("segmented without one sequence", means, ("dice",), against, apart, notes)
+    everything = {name for subset in first.subsets for name in subset.split("+")}
+    for subset in first.subsets:
         missing = everything - set(subset.split("+"))
-        alone = {name: [table.select(available=subset) for table in tables] for name, tables in completed.items()}
-        yield _View(f"segmented without {'+'.join(missing)}", alone, ("dice",), {})
+        alone = {name: [table.select(available=subset) for table in tables] for name, tables in made.items()} | bound
+        of_missing = {name: {m: source for m, source in found.items() if m in missing} for name, found in sources.items()}
+        yield _View(f"segmented without {'+'.join(missing)}", alone, ("dice",), {}, apart, _said(of_missing))
 
 
-def _dice(tables: Sequence[Scores]) -> str:
-    """Mean Dice of each region over cases and seeds, in words."""
-    import numpy as np
+def _sources(completed: Path, arm: str) -> dict[str, str]:
+    """Missing sequence -> those that an arm made it from, as the reports beside what was segmented say."""
+    from modistill.files import read_json
 
-    from modistill.evaluation.papers import case_means
-    from modistill.evaluation.tables import number
+    found: dict[str, dict[str, None]] = {}
+    for report in sorted(completed.glob(f"*/{arm}/*/report.json")):
+        for one in (one for row in read_json(report)["rows"] for one in row["substitutes"]):
+            found.setdefault(one["modality"], {})["+".join(one["made_from"])] = None
+    return {modality: " or ".join(sources) for modality, sources in sorted(found.items())}
 
-    means = case_means(tables, "dice")
-    return ", ".join(
-        f"{region} {number(float(np.nanmean(cases)), 'dice')}" for of in means.values() for region, cases in of.items()
-    )
+
+def _said(sources: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """A note for all arms that made sequences from the same others."""
+    alike: dict[str, list[str]] = {}
+    for arm, of_arm in sources.items():
+        alike.setdefault(", ".join(f"{modality} from {source}" for modality, source in of_arm.items()), []).append(arm)
+    known = {text: arms for text, arms in alike.items() if text}
+    whose = {text: f" ({', '.join(arms)})" if len(known) > 1 else "" for text, arms in known.items()}
+    return [f"made by translation: {text}{whose[text]}" for text in known]
 
 
 def _report(benchmark: Benchmark, output: Path, name: str) -> None:
@@ -138,39 +167,38 @@ def _report(benchmark: Benchmark, output: Path, name: str) -> None:
     from modistill.files import write_text
     from modistill.report.arms import plot_arms
 
-    privileged = [arm for arm in benchmark.arms if benchmark.arms[arm].privileged]
     published = {arm: its.published for arm, its in benchmark.arms.items() if its.published}
     uncertain = [table for arm in benchmark.arms for table in _scored(benchmark, arm + MC, output)]
-    parts = [f"# {benchmark.about or 'Benchmark'}\n"]
+    parts = [f"# {name}\n", *([f"{benchmark.about}\n"] if benchmark.about else [])]
     seeds = {arm: len(_scored(benchmark, arm, output)) for arm in benchmark.arms}
     if unequal := {arm: number for arm, number in seeds.items() if number != len(benchmark.seeds)}:
-        parts.append(
-            f"Not complete: {', '.join(f'{arm} {n} of {len(benchmark.seeds)} seeds' for arm, n in unequal.items())}.\n"
-        )
+        lacking = f"not complete: {', '.join(f'{arm} {n} of {len(benchmark.seeds)} seeds' for arm, n in unequal.items())}"
+        parts.append(f"{lacking.capitalize()}.\n")
+        print_notes([lacking])
     pictures, numbers = [], count(1)
     for view in _views(benchmark, output):
-        rivals = [arm for arm, tables in view.tables.items() if tables and arm not in privileged]
+        rivals = [arm for arm, tables in view.tables.items() if tables and arm not in view.apart]
         if len(rivals) < 2:
             print_notes([f"no tables yet{f' ({view.name})' if view.name else ''}: {len(rivals)} arms are scored, it takes 2"])
             continue
         scores = [table for tables in view.tables.values() for table in tables]
-        apart = [arm for arm in privileged if view.tables.get(arm)]
+        parts += [f"## {view.name}\n"] if view.name else []
         for metric in view.metrics:
             title = f"Table {next(numbers)}: {METRICS[metric].title}{f', {view.name}' if view.name else ''}"
-            table, notes = paper_table(scores, metric, apart=apart, published=published, test=benchmark.test, title=title)
-            parts += _shown(table, [*notes, *([view.note] if view.note else [])])
+            table, notes = paper_table(scores, metric, apart=view.apart, published=published, test=benchmark.test, title=title)
+            parts += _shown(table, [*notes, *view.notes])
             ending = "".join(f"_{word}" for word in view.name.replace(",", "").split())
             pictures.append(output / f"{name}_{metric}{ending}.png")
-            plot_arms(scores, pictures[-1], metric, apart=apart, published=published)
+            plot_arms(scores, pictures[-1], metric, apart=view.apart, published=published, title=view.name)
         parts += _compared(view)
     if len({arm_of(table.runs[0]) for table in uncertain}) > 1:
         title = f"Table {next(numbers)}: QU-BraTS score, {uncertain[0].protocol.uncertainty} scale"
-        apart = [arm for arm in privileged if arm in {arm_of(table.runs[0]) for table in uncertain}]
-        parts += _shown(*paper_table(uncertain, "qu_score", beside="qu_trivial", apart=apart, title=title))
+        parts += _shown(*paper_table(uncertain, "qu_score", beside="qu_trivial", apart=benchmark.apart, title=title))
     if not pictures:
         return
     if spent := costs(benchmark, output):
-        parts += _shown(cost_table(spent), [])
+        own = "minutes and memory of an arm's own training, without those of runs that it starts from"
+        parts += ["## Cost\n", *_shown(cost_table(spent), [own])]
     write_text(output / f"{name}.md", "\n".join(parts))
     print_notes([f"tables: {output / f'{name}.md'}", *(f"picture: {path}" for path in pictures)])
 
@@ -180,7 +208,7 @@ def _shown(table: TextTable, notes: Sequence[str]) -> list[str]:
     from modistill.cli.tables import print_notes, print_table
 
     print_table(table)
-    print_notes(list(notes))
+    print_notes([*notes, ""])
     return [table.markdown(), *(f"- {note}" for note in notes), ""]
 
 
@@ -203,8 +231,10 @@ def _compared(view: _View) -> Iterator[str]:
         if not scores or not view.tables.get(control):
             continue
         found = compare([*view.tables[control], *scores], control, metrics=view.metrics)
-        print_notes(["", f"Comparison with {control}{f', {view.name}' if view.name else ''}"])
+        title = f"Comparison with {control}{f', {view.name}' if view.name else ''}"
+        print_notes([title])
         for table in comparison_tables(found):
             print_table(table)
-        print_notes(comparison_notes(found))
-        yield comparison_markdown(found)
+        print_notes([*comparison_notes(found), ""])
+        _, _, tables = comparison_markdown(found).partition("\n")
+        yield f"## {title}\n{tables}"

@@ -84,12 +84,17 @@ def paper_table(
         *((f"{region}, {METRICS[beside].title}" for region in regions) if beside else ()),
         *((f"{region} published" for region in regions) if any(theirs.values()) else ()),
     )
+    undefined = {r: {summaries[arm, r].n_undefined for arm in arms} for r in regions}
+    left_out = {f"{r}{' up to' if len(counts) > 1 else ''}": max(counts) for r, counts in undefined.items()}
+    failed = {arm: max(summaries[arm, r].n_failed for r in regions) for arm in arms}
     notes = [
         f"{METRICS[metric].title}, mean ± SD over {len(everything.cases)} cases, each averaged over the seeds of an arm first; "
         "* best in its column",
         *([set_apart(bounds, apart)] if bounds else []),
+        *([f"undefined and left out: {_counted(left_out)}"] if any(left_out.values()) else []),
+        *([f"without usable result, counted at the worst: {_counted(failed)}"] if any(failed.values()) else []),
         *(largest[region] for region in regions),
-        f"p: {_TESTS[test]} of the best arm against the others, after Holm's correction over all regions it is compared in",
+        f"p: {_TESTS[test]}, best arm against others, after Holm's correction over all regions it is compared in",
     ]
     if any(theirs.values()):
         notes.append("published: the paper's own numbers, on its data; not comparable with ours")
@@ -162,6 +167,11 @@ def cost_table(costs: Mapping[str, Sequence[Mapping[str, Any]]]) -> TextTable:
         )
     header = ("arm", "parameters (M)", "in training (M)", "GFLOP a case", "minutes", "peak GB")
     return TextTable("Cost, mean over seeds", header, tuple(rows))
+
+
+def _counted(numbers: Mapping[str, int]) -> str:
+    """How many cases, where there are some: "ET 2 cases"."""
+    return ", ".join(f"{name} {n} case{'s' * (n > 1)}" for name, n in numbers.items() if n)
 
 
 def _theirs(numbers: Mapping[str, tuple[float, float | None]], metric: str, region: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_arms"]
 
-_COLOUR = "#56B4E9"  # of regions that have none of their own
+_COLOUR = "#009E73"  # of regions that have none of their own
 _GAP = 0.6  # rows between the arms that are compared and the bounds
 _SPREAD = 0.6  # of the cases of an arm, of the height of its row
+_LETTERS = 18  # of the small print, on an inch
 _POINT: dict[str, Any] = {"marker": "o", "ms": 3, "mec": "none", "alpha": 0.55, "ls": "none"}
 _MEAN: dict[str, Any] = {"marker": "o", "ms": 5, "color": INK, "mec": "white", "mew": 0.6, "lw": 1.8}
 _PUBLISHED: dict[str, Any] = {"marker": "D", "ms": 4.5, "mfc": "white", "mec": INK, "mew": 1.0, "ls": "none"}
@@ -36,6 +38,7 @@ def plot_arms(
     *,
     apart: Collection[str] = (),
     published: Published | None = None,
+    title: str = "",
 ) -> None:
     """A panel for every region, a row for every arm.
 
@@ -48,11 +51,15 @@ def plot_arms(
         metric: which number.
         apart: arms that are bounds and no rivals, or these arms -> why; they stand below the others.
         published: arm -> mean and SD of a paper, as in `paper_table`.
+        title: above the panels.
     """
     from matplotlib.figure import Figure
 
     values, fact = case_means(tables, metric), METRICS[metric]
     regions, theirs = tables[0].regions, published or {}
+    shown = np.concatenate([cases[np.isfinite(cases)] for of_arm in values.values() for cases in of_arm.values()])
+    # The axis begins at 0 where 0 means something and is not far from the cases.
+    zero = (fact.better == "lower" or not fact.unit) and bool(shown.size) and 0 <= shown.min() < shown.max() / 2
     rows = _rows([arm for arm in values if arm not in apart], [arm for arm in values if arm in apart])
     size = (max(2.6 * len(regions) + 1.6, 5.4), 0.3 * max(rows.values()) + 1.7)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
@@ -65,15 +72,17 @@ def plot_arms(
         if any(arm in apart for arm in rows):
             panel.axhline(sum(arm not in apart for arm in rows) - 0.5 + _GAP / 2, color=PALE, lw=0.6)
         panel.set_xlabel(fact.title + (f" ({fact.unit})" if fact.unit else ""), fontsize=9, color=INK)
-        _finish(panel, region, rows, zero=fact.better == "lower" or not fact.unit)
-    _legend(figure, with_published=any(published_in(theirs.get(a, {}), metric, r) for a in rows for r in regions))
+    for panel, region in zip(panels, regions, strict=True):  # once all is drawn: they may share an axis
+        _finish(panel, region, rows, zero=zero)
+    _legend(figure, title, with_published=any(published_in(theirs.get(a, {}), metric, r) for a in rows for r in regions))
     note = f"{fact.better} is better; " if fact.better else ""
     note += f"{len({case for table in tables for case in table.cases})} cases, each averaged over the seeds of an arm first"
-    seen = [arm for arm in rows if arm in apart]
+    bounds = [arm for arm in rows if arm in apart]
     infinite = sum(int(np.isinf(cases).sum()) for of_arm in values.values() for cases in of_arm.values())
-    note += f"; {', '.join(seen)} saw privileged sequences" if seen else ""
     note += f"; {infinite} infinite values are not shown" if infinite else ""
-    figure.supxlabel(note, fontsize=7.5, color=PALE)
+    notes = [note, *([set_apart(bounds, apart)] if bounds else [])]
+    lines = [line for note in notes for line in wrap(note, int(_LETTERS * size[0]))]
+    figure.supxlabel("\n".join(lines), fontsize=7.5, color=PALE)
     save_figure(figure, out)
 
 
@@ -96,11 +105,11 @@ def _cases(panel: Axes, row: float, values: NDArray[np.float64], colour: str) ->
 
 
 def _finish(panel: Axes, region: str, rows: dict[str, float], *, zero: bool) -> None:
-    """What is the same in every panel; the axis begins at 0 where 0 means something."""
+    """What is the same in every panel."""
     panel.set_title(region, fontsize=10, color=INK, loc="left")
     panel.set_yticks(list(rows.values()), list(rows))
     panel.set_ylim(max(rows.values()) + 0.6, -0.6)
-    if zero and panel.dataLim.xmin >= 0:
+    if zero:
         panel.set_xlim(left=-0.015 * panel.get_xlim()[1])  # points at 0 are seen whole
     panel.tick_params(labelsize=8)
     panel.tick_params(axis="y", length=0)
@@ -108,7 +117,7 @@ def _finish(panel: Axes, region: str, rows: dict[str, float], *, zero: bool) -> 
     panel.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _legend(figure: Any, *, with_published: bool) -> None:
+def _legend(figure: Any, title: str, *, with_published: bool) -> None:
     from matplotlib.lines import Line2D
 
     shown = [
@@ -116,4 +125,5 @@ def _legend(figure: Any, *, with_published: bool) -> None:
         Line2D([], [], label="mean, 95 % interval", **_MEAN),
         *([Line2D([], [], label="published mean, of other patients", **_PUBLISHED)] if with_published else []),
     ]
-    figure.legend(handles=shown, loc="outside upper center", ncols=len(shown), fontsize=8, frameon=False)
+    how: dict[str, Any] = {"ncols": len(shown), "fontsize": 8, "frameon": False, "title": title or None, "title_fontsize": 10}
+    figure.legend(handles=shown, loc="outside upper center", **how)
