@@ -116,7 +116,9 @@ def test_a_second_training_into_the_same_folder_is_refused(trained: Path, prepar
 
 
 def test_resuming_another_experiment_is_refused(trained: Path, prepared: Path) -> None:
-    with pytest.raises(RecipeError, match=r"differs from the run's own: method.lr is 0.5, was 0.001 \(only training.epochs may change\)"):
+    with pytest.raises(
+        RecipeError, match=r"differs from the run's own: method.lr is 0.5, was 0.001 \(only training.epochs may change\)"
+    ):
         runs.train(small("teacher", "method.lr=0.5"), prepared, trained / "teacher", resume=True)
 
 

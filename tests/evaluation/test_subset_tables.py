@@ -1,4 +1,5 @@
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ from modistill.data.nifti import write_volume
 from modistill.data.volume import Volume
 from modistill.errors import FileError, ScoreError
 from modistill.evaluation.comparison import compare
-from modistill.evaluation.folders import evaluate_folders, evaluate_subsets
+from modistill.evaluation.folders import evaluate_folders
 from modistill.evaluation.protocol import Protocol
 from modistill.evaluation.scores import Score, Scores, read_scores, refuse_repeated, write_scores
+from modistill.evaluation.subsets import evaluate_subsets
 from modistill.evaluation.tables import modalities_of, subset_means, subset_table
 from modistill.report.figures import plot_subsets
 from modistill.subsets import all_subsets
@@ -54,6 +56,19 @@ def test_a_case_that_failed_in_one_folder_is_failed_there_alone(folders: tuple[P
     found = evaluate_subsets(predictions, references, labels="brats2021")
     assert {(row.case, row.available) for row in found.scores.rows if row.status == "failed"} == {("p2", "t1")}
     assert [fault.case for fault in found.faults] == ["p2"]
+
+
+def test_a_patient_who_never_had_all_sequences_does_not_count(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, flat = folders
+    for case, names in {"p1": NAMES, "p2": NAMES, "p3": NAMES[:2]}.items():
+        source = flat / f"{'p1' if case == 'p3' else case}.nii.gz"
+        for name in (*names, "seg"):
+            save(tmp_path / "cohort" / case / f"{case}_{name}.nii.gz", 4)
+        shutil.copy(source, tmp_path / "cohort" / case / f"{case}_seg.nii.gz")
+    found = evaluate_subsets(predictions, tmp_path / "cohort", labels="brats2021")
+    assert (found.scores.cases, found.scores.failed) == (("p1", "p2"), ())
+    (predictions / "t1" / "p2.nii.gz").unlink()
+    assert evaluate_subsets(predictions, tmp_path / "cohort", labels="brats2021").scores.failed == ("p2",)
 
 
 def test_no_folders_and_mixed_uncertainty_are_refused(folders: tuple[Path, Path]) -> None:

@@ -14,9 +14,10 @@ from modistill.data.nifti import write_volume
 from modistill.data.volume import Volume
 from modistill.errors import FileError, RecipeError, ScoreError
 from modistill.evaluation.comparison import compare
-from modistill.evaluation.folders import Evaluation, evaluate_folders, evaluate_subsets
+from modistill.evaluation.folders import Evaluation, evaluate_folders
 from modistill.evaluation.protocol import METRICS, Protocol
 from modistill.evaluation.scores import Score, Scores, read_scores
+from modistill.evaluation.subsets import evaluate_subsets
 from modistill.evaluation.tables import summary_table, uncertainty_table
 from modistill.evaluation.uncertainty import WORST, written_scale
 from modistill.metrics.calibration import reliability

@@ -67,9 +67,10 @@ def command(
     It is 3 where only references were at fault: those cases are named and have no rows.
     """
     from modistill.cli.tables import print_notes, print_table
-    from modistill.evaluation.folders import evaluate_folders, evaluate_subsets, ids_that_count
+    from modistill.evaluation.folders import evaluate_folders, ids_that_count
     from modistill.evaluation.protocol import Protocol
     from modistill.evaluation.scores import require_csv, write_scores
+    from modistill.evaluation.subsets import evaluate_subsets
     from modistill.evaluation.tables import subset_table, summary_table, uncertainty_table
     from modistill.files import require_writable
 

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +32,11 @@ from modistill.evaluation.uncertainty import (
     ranges_in_brain,
     scale_to_score,
     score_uncertainty,
-    written_scale,
 )
 from modistill.files import read_json
 from modistill.metrics.surface import bounding_box
 
-__all__ = ["Evaluation", "evaluate_folders", "evaluate_subsets", "find_labels", "ids_that_count", "label_maps", "score_labels"]
+__all__ = ["Evaluation", "evaluate_folders", "find_labels", "ids_that_count", "label_maps", "score_labels"]
 
 _T = TypeVar("_T")
 _Answer = TypeVar("_Answer")
@@ -182,36 +181,6 @@ def evaluate_folders(
         reason = f"no usable prediction for any of {len(jobs)} cases" + (f"; the first: {faults[0]}" if faults else "")
         raise CaseError(reason, file=predictions, remedy="predictions are named <case>.nii.gz")
     return Evaluation(Scores(tuple(rows), rules), tuple(faults), tuple(sorted(set(files) - set(known))))
-
-
-def evaluate_subsets(predictions: Path, references: Path, **how: Any) -> Evaluation:
-    """Score the folders that `modistill predict --subsets` wrote, one for each subset of modalities.
-
-    Each folder is a cohort of its own: with `uncertainty="cohort"` its maps are scaled by the bounds of its own cases.
-
-    Args:
-        predictions: folder of folders named by what was used, like `t1+flair`.
-        references: as for `evaluate_folders`.
-        how: as for `evaluate_folders`.
-
-    Returns:
-        All rows in one table, told apart by `available`; small subsets first.
-
-    Raises:
-        FileError: there are no such folders, or their uncertainty was written in several ways.
-    """
-    folders = [path for path in Path(predictions).glob("*") if path.is_dir() and any(path.glob("*.nii*"))]
-    if not folders:
-        raise FileError("holds no folders of predictions", file=predictions, remedy="run `modistill predict --subsets`")
-    names = max((path.name.split("+") for path in folders), key=len)
-    folders.sort(key=lambda path: (path.name.count("+"), [names.index(n) for n in path.name.split("+") if n in names]))
-    if len({written_scale(path) for path in folders}) > 1:
-        raise FileError("uncertainty was written in several ways", file=predictions, remedy="predict all subsets alike")
-    found = {path.name: evaluate_folders(path, references, **how) for path in folders}
-    rows = [replace(row, available=name) for name, one in found.items() for row in one.scores.rows]
-    faults = tuple(fault for one in found.values() for fault in one.faults)
-    unscored = tuple(sorted({case for one in found.values() for case in one.unscored}))
-    return Evaluation(Scores(tuple(rows), found[folders[0].name].scores.protocol), faults, unscored)
 
 
 @dataclass(frozen=True)
