@@ -18,11 +18,10 @@ sequences=flair,t1,t1ce,t2
     modistill prepare "$out/train" -o "$out/prepared" --modalities $sequences --available $sequences \
         --normalisation percentiles --spacing 3 3 3 --size 64 64 56 --fractions 1 0 0 --slices
 arm() { # name, and more of its recipe
-    local run="$out/runs/$1" how=() name=$1
-    shift
-    [[ -e "$run/checkpoints/index.json" ]] && how=(--resume)
-    modistill train "translation/$name" --data "$out/prepared" -o "$run" "${how[@]}" \
-        --set "data.spacing_mm=[3, 3, 3]" --set "data.size=[64, 64, 56]" --set sampling.samples_per_case=1 --set method.width=8 "$@"
+    local run="$out/runs/$1" how=("${@:2}")
+    [[ -e "$run/checkpoints/index.json" ]] && how+=(--resume)
+    modistill train "translation/$1" --data "$out/prepared" -o "$run" "${how[@]}" \
+        --set "data.spacing_mm=[3, 3, 3]" --set "data.size=[64, 64, 56]" --set sampling.samples_per_case=1 --set method.width=8
 }
 slices=(--set "sampling.patch_size=[64, 64]" --set sampling.steps_per_epoch=150 --set training.epochs=10)
 slices+=(--set method.critic_rounds=2 --set method.lr=0.001 --set "training.precision='32'")
