@@ -202,7 +202,8 @@ def _image_faults(case: str, name: str, volume: Volume, path: Path) -> Iterator[
         yield Fault.of(error, case)
         return
     for note in volume.native.notes if volume.native else ():
-        yield Fault(case, str(path), note, "check the header", "warning")
+        remedy = "leave it out of training and of references" if volume.synthetic else "check the header"
+        yield Fault(case, str(path), note, remedy, "warning")
     if min(volume.shape) < _THIN_VOXELS:
         shape = "x".join(map(str, volume.shape))
         yield Fault(case, str(path), f"thin volume of {shape} voxels", "is this the whole series?", "warning")
