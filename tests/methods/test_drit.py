@@ -159,7 +159,7 @@ def test_a_translation_has_no_chance_and_the_style_of_what_is_shown() -> None:
         assert torch.equal(one, two)  # in training, too
         style = method.generators["style"](target, "target").mean
         torch.testing.assert_close(one, method.generators["translator"](source, style))
-        torch.testing.assert_close(method.translate((source + 1) / 2), (method.to_target(source) + 1) / 2)
+        torch.testing.assert_close(method.translate((source + 1) / 2, method.target), (method.to_target(source) + 1) / 2)
         method.generators["translator"].mean_style.copy_(style.mean(0))
         torch.testing.assert_close(
             method.to_target(source), method.generators["translator"](source, style.mean(0, keepdim=True))

@@ -121,7 +121,7 @@ def test_a_patient_is_segmented_as_in_training(sees: str) -> None:
     images = torch.rand(2, 1, 40, 33)
     with torch.inference_mode():
         x = 2 * images - 1
-        translated = method.translation.translate(images) * 2 - 1
+        translated = method.translation.translate(images, "mr") * 2 - 1
         expected = method.reader.segmentor(translated if sees == "translation" else torch.cat([x, translated], 1))
         torch.testing.assert_close(method.segment(images), expected)
     assert method.available == ("ct",)
