@@ -91,9 +91,10 @@ def command(
             done = _translate(translator, cases, folder)
         print_rows(done, place)
         rows += done
-    print_notes(_scales([translator for translator, _ in places.values()]))
-    read = {name for row in rows for name in row.synthetic_inputs}
-    print(warning(*(translator.target for translator, _ in places.values()), *read))
+    if any(row.status != "failed" for row in rows):
+        print_notes(_scales([translator for translator, _ in places.values()]))
+        read = {name for row in rows for name in row.synthetic_inputs}
+        print(warning(*(translator.target for translator, _ in places.values()), *read))
     raise typer.Exit(exit_code(rows))
 
 

@@ -20,7 +20,7 @@ Differs from the paper
     2. The critic has instance norms without learned scales (`networks.patch_critic`), where the paper's has batch norms. In a
        batch of one they are equal but for the scales.
     3. The paper names a rate, no schedule; this is that of the authors' PyTorch code (100 epochs, and 100 falling).
-    4. Images have one channel. Mirrors and crops are the recipe's.
+    4. Images have one channel. Mirrors, crops and the size of the batch are the recipe's (8; the paper's is 1 to 10).
     5. Of the generator: see `networks.pix2pix_unet`.
 """
 
