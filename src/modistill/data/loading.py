@@ -101,7 +101,7 @@ class Loader:
         workers: threads; 0 reads when asked.
         dims: 3 for volumes, 2 for axial slices.
         domains: modalities of each domain of an unpaired training; none for one draw from all cases.
-        apart: deal each case to one of the domains, see `deal`, in an order that `seed` decides.
+        apart: deal each case to one of the domains, see `deal`, in an order that the cohort's split decides.
 
     Raises:
         RecipeError: no case (in a domain), an unknown modality, a number that makes no sense, or `apart` without domains.

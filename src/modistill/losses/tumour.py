@@ -6,7 +6,7 @@ from torch import Tensor
 
 from modistill.hardware import wide
 
-__all__ = ["cut", "image_difference", "tumour_difference"]
+__all__ = ["cut", "tumour_difference"]
 
 
 def cut(mask: Tensor, images: Tensor) -> Tensor:
@@ -24,17 +24,6 @@ def cut(mask: Tensor, images: Tensor) -> Tensor:
     return images.masked_fill(~mask, -1.0)
 
 
-def image_difference(one: Tensor, other: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute difference over all voxels, of which a tumour's are few; in float32 at least.
-
-    Args:
-        one: (B, 1, *spatial).
-        other: the same shape.
-        mask: of no consequence here.
-    """
-    return (wide(one) - wide(other)).abs().mean()
-
-
 def tumour_difference(one: Tensor, other: Tensor, mask: Tensor) -> Tensor:
     """Mean absolute difference over the voxels of a tumour plus that over all others: however small, it counts the same.
 
@@ -49,8 +38,8 @@ def tumour_difference(one: Tensor, other: Tensor, mask: Tensor) -> Tensor:
     Example:
         >>> import torch
         >>> mask, image = torch.tensor([[[True, False, False, False]], [[False] * 4]]), torch.zeros(2, 1, 4)
-        >>> image_difference(image + mask, image, mask).item(), tumour_difference(image + mask, image, mask).item()
-        (0.125, 1.0)
+        >>> tumour_difference(image + mask, image, mask).item()  # of all eight voxels one differs, by 1
+        1.0
     """
     difference, inside = (wide(one) - wide(other)).abs().flatten(1), mask.flatten(1)
     size = inside.sum(1)

@@ -128,15 +128,15 @@ class UTADNet(UTADTeacher):
 
     def distilled(self, x: Tensor, tumour: Tensor, k: Tensor, made: Translated) -> Terms:
         """What the student learns from the teacher; see `UTADTeacher`."""
-        if not (self.feature_weight or self.image_weight):
-            return {}
-        with torch.no_grad():
-            taught: Translated = self.teacher(x, super().shown(x, tumour), k)
-        terms = {
-            "feature": self.feature_weight * cycle_loss(made.fused, taught.fused),
-            "image": self.image_weight * cycle_loss(made.whole, taught.whole),
-        }
-        return {name: term for name, term in terms.items() if getattr(self, f"{name}_weight")}
+        terms: dict[str, Tensor] = {}
+        if self.feature_weight or self.image_weight:
+            with torch.no_grad():
+                taught: Translated = self.teacher(x, super().shown(x, tumour), k)
+        if self.feature_weight:
+            terms["feature"] = self.feature_weight * cycle_loss(made.fused, taught.fused)
+        if self.image_weight:
+            terms["image"] = self.image_weight * cycle_loss(made.whole, taught.whole)
+        return terms
 
     def shown(self, x: Tensor, tumour: Tensor) -> Tensor:
         """The whole slice, in training as at test time."""

@@ -40,7 +40,7 @@ Differs from the paper
     Its text could be read in parts only; all numbers are those of the authors' code (https://github.com/scut-HC/UTAD-Net).
 Differs from the authors' code
     1. Critics and generator take their turns on one translation, and theirs is made anew for each; where the critics alone
-       play, and for the frozen teacher, there is no graph. The numbers are the same, for less.
+       play, and for the frozen teacher, there is no graph. The terms are the same, for less; batch norms count it once.
     2. Rounds are counted through; theirs begin anew in every epoch.
     3. k is of a permutation of the batch, so the wanted modality is often the slice's own (a quarter of them in a batch with
        two of each of four); their student's comes from the loader.
@@ -53,6 +53,7 @@ Differs from the authors' code
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -63,7 +64,7 @@ from modistill.data.batch import Batch
 from modistill.hardware import wide
 from modistill.losses.adversarial import gradient_penalty, sample_mean, wasserstein
 from modistill.losses.translation import cycle_loss
-from modistill.losses.tumour import cut, image_difference, tumour_difference
+from modistill.losses.tumour import cut, tumour_difference
 from modistill.methods.base import Method, Terms, TranslationMethod, Turn, signed
 from modistill.networks.blocks import in_the_middle
 from modistill.networks.star_critic import StarCritic
@@ -110,7 +111,7 @@ class UTADTeacher(TranslationMethod):
         dims: 2; 3 for volumes, which the paper has not.
 
     Raises:
-        ValueError: a side that cannot be halved so often, or another mode or scheme.
+        ValueError: fewer than two modalities, a side that cannot be halved so often, or another mode or scheme.
     """
 
     deployed = "generator"
@@ -167,7 +168,7 @@ class UTADTeacher(TranslationMethod):
     rounds: Tensor
 
     def losses(self, batch: Batch) -> Iterator[Turn]:
-        """The turns of the critics and, in every fifth round, of the generator."""
+        """The turns of the critics and, in every round of `critic_rounds`, of the generator."""
         self.adam.begin(batch.epoch)
         slices = Slices(batch)
         x, m, tumour = slices.x, slices.m, slices.tumour
@@ -194,9 +195,9 @@ class UTADTeacher(TranslationMethod):
         if "tumour" in self.critics:
             t_made = self._tumour(made, tumour)
             realism, names = self.critics["tumour"](t_made)
-            difference = tumour_difference if self.fixed else image_difference
-            consistency = difference(t_made, cut(tumour, made.whole), tumour)
-            reconstruction = difference(self._tumour(back, tumour), t, tumour)
+            difference = partial(tumour_difference, mask=tumour) if self.fixed else cycle_loss
+            consistency = difference(t_made, cut(tumour, made.whole))
+            reconstruction = difference(self._tumour(back, tumour), t)
             terms |= {
                 "adversarial_tumour": wasserstein.real(realism, counts),
                 "modality_tumour": self.class_weight * sample_mean(cross_entropy(wide(names), k, reduction="none"), counts),

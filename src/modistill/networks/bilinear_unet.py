@@ -45,9 +45,8 @@ from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn import init
 
-from modistill.networks.blocks import ChannelDropout, ConvNormReLU, NormKind, resize_linearly
+from modistill.networks.blocks import ChannelDropout, ConvNormReLU, NormKind, normal_start, resize_linearly
 from modistill.networks.convolution import CONVOLUTION, max_pool, mix_channels
 from modistill.networks.hinted import HintedNetwork, Hints
 
@@ -101,16 +100,7 @@ class BilinearUNet(HintedNetwork):
         self.down = nn.ModuleList([block(k, 2 * k), block(2 * k, 4 * k), block(4 * k, 8 * k), block(8 * k, 8 * k)])
         self.up = nn.ModuleList([block(16 * k, 4 * k), block(8 * k, 2 * k), block(4 * k, k), block(2 * k, k)])
         self.out = CONVOLUTION[dims](k, classes, 1)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for name, parameter in self.named_parameters():
-            if parameter.ndim > 1:
-                init.normal_(parameter, 0.0, 0.02)
-            elif name.endswith("norm.weight"):
-                init.normal_(parameter, 1.0, 0.02)
-            else:
-                init.zeros_(parameter)
+        normal_start(self)
 
     def _segment(self, images: Tensor, hints: Hints) -> Tensor:
         first = hints("inc.conv1", self.inc.conv1(images))

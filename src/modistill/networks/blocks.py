@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional, init
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from modistill.networks.convolution import CONVOLUTION, convolve, convolve_concatenated, convolve_resized, drop_channels
@@ -27,6 +27,7 @@ __all__ = [
     "build_norm",
     "frozen_statistics",
     "in_the_middle",
+    "normal_start",
     "resize_linearly",
     "without_dropout",
 ]
@@ -196,6 +197,17 @@ def in_the_middle(images: Tensor, size: Sequence[int], value: float) -> tuple[Te
     ends = [end for both in zip(reversed(before), reversed(after), strict=True) for end in both]
     inner = tuple(slice(first, first + n) for first, n in zip(before, images.shape[2:], strict=True))
     return functional.pad(images, ends, value=value), lambda larger: larger[:, :, *inner]
+
+
+def normal_start(network: nn.Module) -> None:
+    """Weights of convolutions from N(0, 0.02^2), scales of norms from N(1, 0.02^2), biases and shifts zero."""
+    for name, parameter in network.named_parameters():
+        if parameter.ndim > 1:
+            init.normal_(parameter, 0.0, 0.02)
+        elif name.endswith("weight"):
+            init.normal_(parameter, 1.0, 0.02)
+        else:
+            init.zeros_(parameter)
 
 
 def frozen_statistics(network: nn.Module) -> Held:

@@ -39,11 +39,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional, init
+from torch.nn import functional
 
 from modistill.errors import ModelError
 from modistill.hardware import wide
-from modistill.networks.blocks import NormKind, build_norm, in_the_middle
+from modistill.networks.blocks import NormKind, build_norm, in_the_middle, normal_start
 from modistill.networks.convolution import CONVOLUTION, channels_last
 
 __all__ = ["Pix2PixUNet"]
@@ -105,16 +105,7 @@ class Pix2PixUNet(nn.Module):
         self.up_norm = nn.ModuleList(build_norm(norm, count, dims) for count in outputs)
         self.dropout = nn.Dropout(dropout)
         self.out = transposed(2 * width, out_channels, 4, stride=2, padding=1)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for name, parameter in self.named_parameters():
-            if parameter.ndim > 1:
-                init.normal_(parameter, 0.0, 0.02)
-            elif name.endswith("weight"):
-                init.normal_(parameter, 1.0, 0.02)
-            else:
-                init.zeros_(parameter)
+        normal_start(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Translations (B, out_channels, *spatial), in float32 at least, of images (B, in_channels, *spatial) in [-1, 1].

@@ -66,7 +66,7 @@ class StarCritic(nn.Module):
         """
         if tuple(images.shape[1:]) != self.size:
             found, read = ("x".join(map(str, size)) for size in (images.shape[1:], self.size))
-            raise ModelError(f"images of {found}, the critic reads {read}", remedy="method.side, or the patch")
+            raise ModelError(f"images of {found}, the critic reads {read}", remedy="square patches of method.side voxels")
         x = channels_last(images)
         for number, layer in enumerate(self.layers):
             x = leaky_relu(layer(x), 0.01 if number else 0.001)
