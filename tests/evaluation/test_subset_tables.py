@@ -85,6 +85,16 @@ def test_no_folders_and_mixed_uncertainty_are_refused(folders: tuple[Path, Path]
         evaluate_subsets(predictions, references, labels="brats2021")
 
 
+def test_the_mean_over_sets_is_of_what_is_defined_and_failed_where_any_failed() -> None:
+    values = {"t1": (0.2, "measured"), "t2": (math.nan, "both_empty"), "t1+t2": (0.0, "failed")}
+    rows = [Score("any", "p1", name, "WT", "dice", value, status) for name, (value, status) in values.items()]
+    rows.append(Score("any", "p2", "t1", "WT", "dice", math.nan, "both_empty"))
+    first, second = Scores(tuple(rows), Protocol()).averaged().rows
+    assert (first.case, first.available, first.value, first.status) == ("p1", "", 0.1, "failed")
+    assert (second.case, second.status) == ("p2", "both_empty")
+    assert math.isnan(second.value)
+
+
 def scores(run: str = "any") -> Scores:
     """Dice of two regions, two cases and three subsets."""
     made = {
