@@ -127,7 +127,10 @@ class Comparison:
             raise SystemExit(f"the two sides have other losses: {authors[0].keys() ^ own[0].keys()}")
         first, *later = (max(abs(a[n] - b[n]) / max(abs(a[n]), 1) for n in a) for a, b in zip(authors, own, strict=True))
         differences = [first, max(later)]
-        print(f"losses differ by {first:.1e} from equal weights, then by {max(later):.1e} (relative; of losses below 1 absolute)", flush=True)
+        print(
+            f"losses differ by {first:.1e} from equal weights, then by {max(later):.1e} (relative; of losses below 1 absolute)",
+            flush=True,
+        )
         if first > 1e-5 or max(later) > 1e-3:
             raise SystemExit("the two sides do not compute the same training")
         return differences

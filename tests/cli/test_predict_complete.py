@@ -187,6 +187,15 @@ def test_one_missing_of_a_model_of_any_subset(root: Path, tmp_path: Path) -> Non
     }
 
 
+def test_the_source_is_named_after_the_run(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict(root, tmp_path / "out", "--complete-with", f"{root / 't1_to_t1ce'}:flair") == 2
+    assert "t1_to_t1ce does not read flair (it makes t1ce from t1)" in told(capsys)
+    assert predict(root, tmp_path / "out", "--complete-with", f"{root / 't1_to_t1ce'}:T1") == 0
+    assert "p2: t1ce is synthetic (by t1_to_t1ce from t1): not evidence" in told(capsys)
+    assert predict(root, tmp_path / "out", "--complete-with", f"{root / 'nowhere'}:t1") == 2
+    assert f"{root / 'nowhere'}" in told(capsys)
+
+
 # --------------------------------------------------------------------------- what is refused
 
 

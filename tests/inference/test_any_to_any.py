@@ -76,12 +76,22 @@ def test_the_only_target_need_not_be_named() -> None:
         ("pet", None, "utad makes no pet (it makes flair, t1, t1ce, t2)"),
         ("t1ce", "pet", "utad does not read pet (it makes t1ce from flair, t1, t2)"),
         ("t1ce", "t1ce", "t1ce is source and target (utad makes it from flair, t1, t2)"),
+        ("t1ce", ("t1ce", "t1", "ct", "pet"), "utad does not read ct, pet (it makes t1ce from flair, t1, t2)"),
     ],
 )
 def test_wrong_wishes_are_one_line(target: str | None, source: str | None, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         Translator(any_model(), target, source, device="cpu")
     assert str(caught.value) == message
+
+
+def test_of_several_sources_the_first_that_a_case_has() -> None:
+    chosen = Translator(any_model(), "t1ce", ("t2", "t1ce", "t1"), device="cpu")
+    assert chosen.sources == ("t2", "t1")
+    assert chosen.require_source(("flair", "t1", "t2")) == ("t2",)
+    assert chosen.require_source(("flair", "t1")) == ("t1",)
+    with pytest.raises(CaseError, match="needs one of t2, t1 to make t1ce"):
+        chosen.require_source(("flair",))
 
 
 @pytest.mark.parametrize(

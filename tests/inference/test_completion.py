@@ -73,6 +73,9 @@ def segmentor(name: str = "teacher", modalities: tuple[str, ...] = FIRST, **how)
     return nearest_model(name, modalities, **({"normalisation": WINDOW} | how))
 
 
+SUBSETS = (("t1ce",), ("t2",), ("t1ce", "t2"), ("t1ce", "t1"))
+
+
 def translated(*models: Model, runs: tuple[Model, ...] = ()) -> Translated:
     return Translated(runs or (translation(),), models or (segmentor(),), device="cpu")
 
@@ -102,6 +105,31 @@ def test_a_synthetic_image_is_read_like_a_real_one() -> None:
     assert np.array_equal(answer.labels.voxels, above(flair, 250))
     real = Predictor([segmentor()], device="cpu", precision="32").predict(memory_case(without=(), t1ce=2 * flair))
     np.testing.assert_allclose(answer.probabilities, real.probabilities, atol=1e-4)
+
+
+def test_the_source_may_be_chosen() -> None:
+    """Made from T2 where it is there, else from T1, and never from FLAIR; T2 itself from T1."""
+    run = translation(sources=("flair", "t1", "t2"), targets=("t1ce", "t2"))
+    completion = Translated([run], [segmentor()], {"doubling": ("t2", "t1")}, device="cpu")
+    made = {missing: completion.plan(segmentor(), [name for name in FIRST if name not in missing]) for missing in SUBSETS}
+    assert {missing: [(one.modality, *one.made_from) for one in made[missing]] for missing in SUBSETS} == {
+        ("t1ce",): [("t1ce", "t2")],
+        ("t2",): [("t2", "t1")],
+        ("t1ce", "t2"): [("t1ce", "t1"), ("t2", "t1")],
+        ("t1ce", "t1"): [],
+    }
+    case = memory_case()
+    answer = predictor(completion=completion).predict(case)
+    assert np.array_equal(answer.labels.voxels, above(intensities(3)["t2"], 250))
+    assert completion.sources == ("t2", "t1")
+
+
+def test_a_source_that_is_the_target_makes_the_others() -> None:
+    run = translation(sources=("flair", "t1", "t2"), targets=("t1ce", "t2"))
+    completion = Translated([run], [segmentor()], {"doubling": ("t2",)}, device="cpu")
+    assert completion.demand() == "doubling makes t1ce from t2"
+    with pytest.raises(RecipeError, match="does not read pet"):
+        Translated([run], [segmentor()], {"doubling": ("pet",)}, device="cpu")
 
 
 def test_what_is_said_of_it() -> None:

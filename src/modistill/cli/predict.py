@@ -68,8 +68,9 @@ def command(
         list[str] | None,
         typer.Option(
             "--complete-with",
-            help="Where no model can do with what a case has: run folder of a translation that makes the rest, may be repeated;"
-            " or zero, or mean (of the others, inside the brain), which fill the channels of what is missing.",
+            help="Where no model can do with what a case has: run folder of a translation that makes the rest, may be repeated,"
+            " RUN:t1,flair to make it from the first of these; or zero, or mean (of the others, inside the brain), which fill"
+            " the channels of what is missing.",
         ),
     ] = None,
     passes: Annotated[
@@ -178,7 +179,21 @@ def _completion(wishes: Sequence[str] | None, models: Sequence[Model], *, device
                 f"--complete-with {fills[0]} fills whatever is missing", remedy=f"leave out {', '.join(sorted(others))}"
             )
         return Fill(fills[0], models)
-    return Translated([load_model(Path(wish)) for wish in wishes], models, device=device, seed=seed)
+    runs, sources = [], {}
+    for wish in wishes:
+        place, chosen = _run_and_sources(wish)
+        runs.append(load_model(place))
+        if chosen:
+            sources[runs[-1].name] = chosen
+    return Translated(runs, models, sources, device=device, seed=seed)
+
+
+def _run_and_sources(wish: str) -> tuple[Path, tuple[str, ...]]:
+    """A run, and what it is to make images from: of `runs/utad:t1,flair` T1 and FLAIR; none of a folder's own name."""
+    from modistill.data.naming import modality_names
+
+    run, colon, names = wish.rpartition(":")
+    return (Path(run), modality_names(names)) if colon and run and not Path(wish).exists() else (Path(wish), ())
 
 
 def _names(text: str, models: Sequence[Model], completion: Completion | None) -> tuple[str, ...]:
@@ -187,10 +202,12 @@ def _names(text: str, models: Sequence[Model], completion: Completion | None) ->
     Raises:
         RecipeError: none, or one that no model reads.
     """
-    from modistill.data.naming import modality_name
+    from modistill.data.naming import modality_names
 
     known = {name for model in models for name in model.reads} | set(completion.sources if completion else ())
-    names = tuple(modality_name(word.strip()) for word in text.split(","))
+    names = modality_names(text)
+    if not names:
+        raise RecipeError("--only names no sequence", remedy=f"the models read {', '.join(sorted(known))}")
     if foreign := [name for name in names if name not in known]:
         raise RecipeError(f"--only {text}: no model reads {', '.join(foreign)}", remedy=f"they read {', '.join(sorted(known))}")
     return names

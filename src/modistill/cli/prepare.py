@@ -101,9 +101,9 @@ def command(
 
 def _names(text: str | None) -> tuple[str, ...] | None:
     """`"t1, T2,flair"` -> the canonical names."""
-    from modistill.data.naming import modality_name
+    from modistill.data.naming import modality_names
 
-    return None if text is None else tuple(modality_name(word.strip()) for word in text.split(",") if word.strip())
+    return None if text is None else modality_names(text)
 
 
 def _samples_slices(recipe: str | None) -> bool:

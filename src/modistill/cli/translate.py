@@ -28,7 +28,11 @@ def command(
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option("--from", help="Sequence to make it from.", show_default="the first of the model's that a case has"),
+        typer.Option(
+            "--from",
+            help="Sequence to make it from, or several, of which the first is taken that a case has.",
+            show_default="all that the model reads, in its own order",
+        ),
     ] = None,
     pairs: Annotated[
         bool,
@@ -63,7 +67,7 @@ def command(
     """
     from modistill.cli.cohorts import cases_meant, print_rows, require_apart
     from modistill.cli.tables import print_notes
-    from modistill.data.naming import modality_name
+    from modistill.data.naming import modality_name, modality_names
 
     cohort = cases_meant(input, file or [], modality or [], task="translate")
     require_apart(input, output)
@@ -78,10 +82,11 @@ def command(
     from modistill.runs import load_model
 
     trained = load_model(model)
-    chosen = [(source and modality_name(source), to and modality_name(to))]
+    wish = (source and modality_names(source)) or None, to and modality_name(to)
+    chosen = trained.pairs if pairs else [wish]
     translators = [
         Translator(trained, target, made_from, device=device, overlap=overlap, seed=seed, with_labels=with_labels)
-        for made_from, target in ((pairs and trained.pairs) or chosen)
+        for made_from, target in chosen
     ]
     places = _pair_folders(output, translators, cohort) if pairs else {output: (translators[0], cohort)}
     if_not_empty: IfNotEmpty = "overwrite" if overwrite else "continue" if go_on else "refuse"

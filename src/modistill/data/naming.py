@@ -21,6 +21,7 @@ __all__ = [
     "guess_convention",
     "known_modality",
     "modality_name",
+    "modality_names",
 ]
 
 _ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -52,6 +53,16 @@ def modality_name(text: str) -> str:
         ['t1ce', 'flair', 't1', 'pet']
     """
     return known_modality(text) or text.lower()
+
+
+def modality_names(text: str) -> tuple[str, ...]:
+    """The canonical names of modalities that are listed.
+
+    Example:
+        >>> modality_names("T1c, flair")
+        ('t1ce', 'flair')
+    """
+    return tuple(modality_name(word.strip()) for word in text.split(",") if word.strip())
 
 
 def count_labels(labels: NDArray[np.generic]) -> dict[float, int]:

@@ -17,7 +17,7 @@ image of a sequence that is held back is never opened, nor is anything made from
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -192,15 +192,24 @@ class Translated(Completion):
     Args:
         runs: trained translations; of two that make the same, the first that finds what it reads.
         models: see `Completion`; what none of them reads is not made.
+        sources: by the name of a run, what it may make images from, the first first; without, all it reads in its own order.
         device: see `Translator`.
         seed: see `Translator`.
 
     Raises:
         ModelError: a run translates nothing, or a segmentor reads a sequence in other units than it is made in.
-        RecipeError: a run makes nothing that a model reads, or two have one name.
+        RecipeError: a run makes nothing that a model reads, does not read what it should make that from, or two have one name.
     """
 
-    def __init__(self, runs: Sequence[Model], models: Sequence[Model], *, device: str = "auto", seed: int = 0) -> None:
+    def __init__(
+        self,
+        runs: Sequence[Model],
+        models: Sequence[Model],
+        sources: Mapping[str, Sequence[str]] | None = None,
+        *,
+        device: str = "auto",
+        seed: int = 0,
+    ) -> None:
         super().__init__(models)
         if not runs or len({run.name for run in runs}) < len(runs):
             names = ", ".join(run.name for run in runs)
@@ -208,9 +217,11 @@ class Translated(Completion):
         wanted = tuple(dict.fromkeys(name for model in self.needing for name in model.reads))
         self.translators: dict[tuple[str, str], Translator] = {}  # by target and run
         for run in runs:
+            chosen = (sources or {}).get(run.name)
             for target in self._targets(run, wanted):
-                self.translators[target, run.name] = Translator(run, target=target, device=device, seed=seed)
-        self.sources = tuple(dict.fromkeys(name for run in runs for name in run.reads))
+                if chosen is None or {*chosen} != {target}:
+                    self.translators[target, run.name] = Translator(run, target, chosen, device=device, seed=seed)
+        self.sources = tuple(dict.fromkeys(name for one in self.translators.values() for name in one.sources))
 
     def _targets(self, run: Model, wanted: Collection[str]) -> tuple[str, ...]:
         """What a run makes and the segmentors read."""

@@ -14,7 +14,7 @@ Arithmetic is always single precision: the 8 bits of bf16 would show as steps of
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -121,7 +121,8 @@ class Translator:
     Args:
         model: a trained translation.
         target: modality to make; None if the model makes one only.
-        source: modality to make it from; None for the first of the model's own order that a case has.
+        source: modality to make it from, or several, of which the first is taken that a case has; None for all that the model
+            reads in its own order.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         overlap: of neighbouring windows; None as the model says.
         batch: windows in one pass.
@@ -143,7 +144,7 @@ class Translator:
         self,
         model: Model,
         target: str | None = None,
-        source: str | None = None,
+        source: str | Sequence[str] | None = None,
         *,
         device: str = "auto",
         overlap: float | None = None,
@@ -279,20 +280,22 @@ def _target(model: Model, target: str | None) -> str:
     return target or made[0]
 
 
-def _sources(model: Model, target: str, source: str | None) -> tuple[str, ...]:
-    """The sources that are meant.
+def _sources(model: Model, target: str, source: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The sources that are meant, without the target.
 
     Raises:
-        RecipeError: the model does not read what was chosen, or that is the target.
+        RecipeError: the model does not read what was chosen, or that is the target alone.
     """
     sources = model.sources(target)
     if source is None:
         return sources
-    if source == target:
-        raise RecipeError(f"{target} is source and target", remedy=f"{model.name} makes it from {', '.join(sources)}")
-    if source not in sources:
-        raise RecipeError(f"{model.name} does not read {source}", remedy=f"it makes {target} from {', '.join(sources)}")
-    return (source,)
+    chosen = (source,) if isinstance(source, str) else tuple(source)
+    if foreign := [name for name in chosen if name not in (*sources, target)]:
+        remedy = f"it makes {target} from {', '.join(sources)}"
+        raise RecipeError(f"{model.name} does not read {', '.join(foreign)}", remedy=remedy)
+    if others := tuple(name for name in chosen if name != target):
+        return others
+    raise RecipeError(f"{target} is source and target", remedy=f"{model.name} makes it from {', '.join(sources)}")
 
 
 def _scale(model: Model, target: str) -> tuple[float, float]:
