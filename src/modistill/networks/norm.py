@@ -129,7 +129,7 @@ class _NormActivation(torch.autograd.Function):
 
 def _slabs(x: Tensor) -> Sequence[Tensor]:
     """Views of (B, C, *spatial) along the first spatial axis, small enough for the cache of one core."""
-    return x.split(max(1, 100_000 // x[:, :, 0].numel()), dim=2)  # type: ignore[no-untyped-call,no-any-return]
+    return x.split(max(1, 400_000 // x[:, :, 0].numel()), dim=2)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def _totals(slabs: Iterable[tuple[Tensor, ...]]) -> list[Tensor]:
