@@ -83,7 +83,7 @@ def command(
 
     trained = load_model(model)
     wish = (source and modality_names(source)) or None, to and modality_name(to)
-    chosen = trained.pairs if pairs else [wish]
+    chosen = (pairs and trained.pairs) or [wish]  # a segmentor has no pairs, and is refused
     translators = [
         Translator(trained, target, made_from, device=device, overlap=overlap, seed=seed, with_labels=with_labels)
         for made_from, target in chosen
