@@ -130,6 +130,8 @@ def test_a_source_that_is_the_target_makes_the_others() -> None:
     assert completion.demand() == "doubling makes t1ce from t2"
     with pytest.raises(RecipeError, match="does not read pet"):
         Translated([run], [segmentor()], {"doubling": ("pet",)}, device="cpu")
+    with pytest.raises(RecipeError, match="t1ce is source and target"):
+        Translated([translation(sources=("flair", "t1ce"))], [segmentor()], {"doubling": ("t1ce",)}, device="cpu")
 
 
 def test_what_is_said_of_it() -> None:

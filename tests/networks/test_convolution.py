@@ -88,9 +88,24 @@ def test_concatenated(dims):
     assert_same(convolve_concatenated(parts, weight, bias, stride=2), expected, [*parts, weight, bias])
 
 
-def test_a_part_without_gradient_gets_none():
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("out", "joined"), [(1, False), (40, True)])  # 160 numbers of maps in 2-D, 45 or 1,800 of weights
+def test_concatenated_without_resizing(dims, stride, out, joined, monkeypatch):
+    """Larger maps are never copied; weights that are larger than the maps are not, either."""
+    parts = [random(2, 2, *(4,) * dims), random(2, 3, *(4,) * dims)]
+    weight, bias = random(out, 5, *(3,) * dims), random(out)
+    expected = plain(torch.cat(parts, 1), weight, stride) + bias.reshape(-1, *(1,) * dims)
+    copies = []
+    monkeypatch.setattr(torch, "cat", lambda tensors, axis, cat=torch.cat: copies.append(axis) or cat(tensors, axis))
+    assert_same(convolve_concatenated(parts, weight, bias, stride=stride), expected, [*parts, weight, bias])
+    assert bool(copies) == joined
+
+
+@pytest.mark.parametrize("out", [1, 40])
+def test_a_part_without_gradient_gets_none(out):
     still, moving = random(1, 2, 6, 6).detach(), random(1, 2, 6, 6)
-    convolve_concatenated([still, moving], random(3, 4, 4, 4), stride=2).sum().backward()
+    convolve_concatenated([still, moving], random(out, 4, 4, 4), stride=2).sum().backward()
     assert still.grad is None
     assert moving.grad is not None
 

@@ -217,10 +217,10 @@ class Translated(Completion):
         wanted = tuple(dict.fromkeys(name for model in self.needing for name in model.reads))
         self.translators: dict[tuple[str, str], Translator] = {}  # by target and run
         for run in runs:
-            chosen = (sources or {}).get(run.name)
-            for target in self._targets(run, wanted):
-                if chosen is None or {*chosen} != {target}:
-                    self.translators[target, run.name] = Translator(run, target, chosen, device=device, seed=seed)
+            chosen, targets = (sources or {}).get(run.name), self._targets(run, wanted)
+            # What is made from itself alone is left to others; a run that can make nothing else is refused by its translator.
+            for target in [name for name in targets if {*(chosen or ())} != {name}] or targets:
+                self.translators[target, run.name] = Translator(run, target, chosen, device=device, seed=seed)
         self.sources = tuple(dict.fromkeys(name for one in self.translators.values() for name in one.sources))
 
     def _targets(self, run: Model, wanted: Collection[str]) -> tuple[str, ...]:

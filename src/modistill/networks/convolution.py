@@ -7,8 +7,8 @@ Each function is exactly what its name says; how it gets there differs from the 
    map only, and the taps that meet the same voxel can be summed first. It is a 4-tap transposed convolution of stride 2, with 8
    instead of 27 products per output voxel in 3D, and the upsampled map is never made.
 2. The same upsampling followed by a 4-tap convolution of stride 2 is a 3-tap convolution of the small map: 27 instead of 64.
-3. A convolution of a concatenation is the sum of the convolutions of its parts: nothing is copied, and a part that needs no
-   gradient gets none.
+3. A convolution of a concatenation is the sum of the convolutions of its parts: no map is copied, and a part that needs no
+   gradient gets none. (Maps of one size that are smaller than the weights are concatenated, for then these would be copied.)
 4. Dropping a channel is setting a column of the next weights to zero: for one sample no copy of the map is needed.
 5. A 1x1x1 convolution is a matrix product over the channels, which lie side by side in memory (channels-last).
 
@@ -77,7 +77,7 @@ def convolve_resized(x: Tensor, weight: Tensor, size: Sequence[int], *, stride: 
             return transposed(x, _merged(weight, _UPSAMPLE_THEN_3).transpose(0, 1), None, 2, 1)
         if (weight.shape[-1], stride) == (4, 2):
             return convolve(x, _merged(weight, _UPSAMPLE_THEN_4_STRIDE_2))
-    return convolve(_resized(x, size), weight, stride=stride)
+    return convolve(functional.interpolate(x, tuple(size)), weight, stride=stride)
 
 
 def convolve_concatenated(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:
@@ -89,8 +89,9 @@ def convolve_concatenated(parts: Sequence[Tensor], weight: Tensor, bias: Tensor 
         bias: (O,) or none.
         stride: of the convolution.
     """
-    if weight.numel() > sum(part.numel() for part in parts):  # many channels of few voxels: the parts are the smaller copy
-        return convolve(torch.cat([_resized(part, parts[0].shape[2:]) for part in parts], 1), weight, bias, stride=stride)
+    alike = len({part.shape[2:] for part in parts}) == 1
+    if alike and weight.numel() > sum(part.numel() for part in parts):  # their weights would be the larger copy
+        return convolve(torch.cat(list(parts), 1), weight, bias, stride=stride)
     first, *others = zip(parts, torch.split(weight, [part.shape[1] for part in parts], dim=1), strict=True)
     total = convolve(*first, bias, stride=stride)
     for part, columns in others:  # adding in place is safe: the gradient of a convolution does not need its output
@@ -118,11 +119,6 @@ def drop_channels(x: Tensor, weight: Tensor, factors: Tensor | None) -> tuple[Te
 def mix_channels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolution with a single tap: (B, I, *spatial) -> (B, O, *spatial) (identity 5)."""
     return functional.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
-
-
-def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Nearest; `x` itself if it has that size."""
-    return x if tuple(x.shape[2:]) == tuple(size) else functional.interpolate(x, tuple(size))
 
 
 def _left_to_slow_kernel(x: Tensor, weight: Tensor) -> bool:
